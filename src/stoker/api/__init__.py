@@ -1,0 +1,1 @@
+"""The waist of the hourglass: requests, events, endpoints, errors. Standard library only."""
