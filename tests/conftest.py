@@ -1,0 +1,38 @@
+"""Fixtures that many tests share: the two real models, where they are present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stoker.api.errors import ModelNotFoundError
+from stoker.weights.sources import KNOWN_MODELS
+from stoker.weights.store import resolve
+
+
+def _model_path(name: str) -> Path:
+    """The file of a known model from the folder STOKER_MODELS or the store; skips the test without it."""
+    model = KNOWN_MODELS[name]
+    folder = os.environ.get("STOKER_MODELS")
+    if folder:
+        path = Path(folder) / model.file_name
+        if path.is_file() and path.stat().st_size == model.size_bytes:
+            return path
+    try:
+        return resolve(name)
+    except ModelNotFoundError:
+        pytest.skip(f"{name} is not here: run `stoker pull {name}`, or set STOKER_MODELS to its folder")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2 135M Instruct, Q4_1."""
+    return _model_path("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M, Q4_K_M."""
+    return _model_path("gemma3-270m")
