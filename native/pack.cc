@@ -1,0 +1,577 @@
+// Packing is a transpose of 4-byte words: each row of a block gives 4 consecutive columns to each 64-byte
+// vector. Everything is loads and stores of words plus arithmetic on the bytes inside them, so it needs no
+// intrinsics; a panel (a few kB) stays in the first-level cache between its reads and writes.
+#include "pack.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace stoker {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "GGUF words are read in place");
+
+enum GgmlType : int {
+  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8,
+  kQ2_K = 10, kQ3_K = 11, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kIQ4_NL = 20, kBF16 = 30,
+};
+
+constexpr Layout kFloat32{Kind::f32, 0, 0, 0, false, false, false};
+constexpr Layout kFloat16{Kind::f16, 0, 0, 0, false, false, false};
+constexpr Layout kBfloat16{Kind::bf16, 0, 0, 0, false, false, false};
+//                                         bits group offset  min   two-level signed
+constexpr Layout kLayoutQ4_0{Kind::quantised, 4, 32, 8, false, false, false};
+constexpr Layout kLayoutQ4_1{Kind::quantised, 4, 32, 0, true, false, false};
+constexpr Layout kLayoutQ5_0{Kind::quantised, 5, 32, 16, false, false, false};
+constexpr Layout kLayoutQ5_1{Kind::quantised, 5, 32, 0, true, false, false};
+constexpr Layout kLayoutQ8_0{Kind::quantised, 8, 32, 128, false, false, false};
+constexpr Layout kLayoutQ2_K{Kind::quantised, 4, 16, 0, true, true, false};
+constexpr Layout kLayoutQ3_K{Kind::quantised, 4, 16, 4, false, true, true};
+constexpr Layout kLayoutQ4_K{Kind::quantised, 4, 32, 0, true, true, false};
+constexpr Layout kLayoutQ5_K{Kind::quantised, 5, 32, 0, true, true, false};
+constexpr Layout kLayoutQ6_K{Kind::quantised, 8, 16, 32, false, true, true};
+
+// ---- words ---------------------------------------------------------------------------------------------
+
+uint16_t load16(const uint8_t* p) { uint16_t v; std::memcpy(&v, p, 2); return v; }
+uint32_t load32(const uint8_t* p) { uint32_t v; std::memcpy(&v, p, 4); return v; }
+uint64_t load64(const uint8_t* p) { uint64_t v; std::memcpy(&v, p, 8); return v; }
+void store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
+
+constexpr uint64_t kLowNibbles = 0x0F0F0F0F0F0F0F0Full;
+constexpr uint64_t kLowPairs = 0x0303030303030303ull;
+constexpr uint64_t kLowBits = 0x0101010101010101ull;
+
+// Columns 8i .. 8i + 7 of one row: the low word goes to vector 2i, the high word to vector 2i + 1.
+void store_columns(uint8_t* block, int i, int row, uint64_t word) {
+  store32(block + 128 * i + 4 * row, static_cast<uint32_t>(word));
+  store32(block + 128 * i + 64 + 4 * row, static_cast<uint32_t>(word >> 32));
+}
+
+// Copies an f16 and tells whether it is NaN or infinite.
+bool copy_half(uint8_t* to, const uint8_t* from) {
+  const uint16_t h = load16(from);
+  std::memcpy(to, &h, 2);
+  return (h & 0x7C00) == 0x7C00;
+}
+
+// 8 rows of 8 bits, transposed: bit c of byte r becomes bit r of byte c.
+uint64_t transpose_bits(uint64_t x) {
+  uint64_t t = (x ^ (x >> 7)) & 0x00AA00AA00AA00AAull;
+  x ^= t ^ (t << 7);
+  t = (x ^ (x >> 14)) & 0x0000CCCC0000CCCCull;
+  x ^= t ^ (t << 14);
+  t = (x ^ (x >> 28)) & 0x00000000F0F0F0F0ull;
+  return x ^ t ^ (t << 28);
+}
+
+// Fifth bits: high[r] holds bit 4 of the 32 columns of row r; mask s gets nibble s of every row, row r at 4r.
+void store_masks(uint8_t* masks, const uint32_t* high) {
+  for (int pair = 0; pair < kPanelRows / 2; ++pair) {
+    const uint32_t a = high[2 * pair], b = high[2 * pair + 1];
+    const uint32_t even = (a & 0x0F0F0F0Fu) | ((b & 0x0F0F0F0Fu) << 4);
+    const uint32_t odd = ((a >> 4) & 0x0F0F0F0Fu) | (b & 0xF0F0F0F0u);
+    for (int t = 0; t < 4; ++t) {
+      masks[16 * t + pair] = static_cast<uint8_t>(even >> (8 * t));
+      masks[16 * t + 8 + pair] = static_cast<uint8_t>(odd >> (8 * t));
+    }
+  }
+}
+
+// ---- formats -------------------------------------------------------------------------------------------
+// Each format packs one unit (its own block of 32 or 256 columns) of one row:
+//   pack(source, row in panel, scales of the unit, quants of the unit, fifth bits [block][row]) -> bad scale?
+// kHalves are the offsets of the f16 values in the unit. Quants of 5-bit formats lie after 64 bytes of masks.
+
+constexpr int kMaskBytes = 64;
+
+template <int kHeader>
+void pack_nibbles_32(const uint8_t* source, int row, uint8_t* block) {
+  // Byte e holds columns e and e + 16: already the pairing of the panel.
+  for (int i = 0; i < 2; ++i) store_columns(block, i, row, load64(source + kHeader + 8 * i));
+}
+
+struct FormatQ4_0 {
+  static constexpr const Layout& layout = kLayoutQ4_0;
+  static constexpr int kColumns = 32, kBytes = 18;
+  static constexpr std::array kHalves{0};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    pack_nibbles_32<2>(source, row, quants);
+    return copy_half(scales + 2 * row, source);
+  }
+};
+
+struct FormatQ4_1 {
+  static constexpr const Layout& layout = kLayoutQ4_1;
+  static constexpr int kColumns = 32, kBytes = 20;
+  static constexpr std::array kHalves{0, 2};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    pack_nibbles_32<4>(source, row, quants);
+    return copy_half(scales + 2 * row, source) | copy_half(scales + 32 + 2 * row, source + 2);
+  }
+};
+
+struct FormatQ5_0 {
+  static constexpr const Layout& layout = kLayoutQ5_0;
+  static constexpr int kColumns = 32, kBytes = 22;
+  static constexpr std::array kHalves{0};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
+    high[0][row] = load32(source + 2);
+    pack_nibbles_32<6>(source, row, quants + kMaskBytes);
+    return copy_half(scales + 2 * row, source);
+  }
+};
+
+struct FormatQ5_1 {
+  static constexpr const Layout& layout = kLayoutQ5_1;
+  static constexpr int kColumns = 32, kBytes = 24;
+  static constexpr std::array kHalves{0, 2};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
+    high[0][row] = load32(source + 4);
+    pack_nibbles_32<8>(source, row, quants + kMaskBytes);
+    return copy_half(scales + 2 * row, source) | copy_half(scales + 32 + 2 * row, source + 2);
+  }
+};
+
+struct FormatQ8_0 {
+  static constexpr const Layout& layout = kLayoutQ8_0;
+  static constexpr int kColumns = 32, kBytes = 34;
+  static constexpr std::array kHalves{0};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    constexpr uint64_t kSignBits = 0x8080808080808080ull;  // flipping it adds 128
+    for (int i = 0; i < 4; ++i) store_columns(quants, i, row, load64(source + 2 + 8 * i) ^ kSignBits);
+    return copy_half(scales + 2 * row, source);
+  }
+};
+
+struct FormatIQ4_NL {
+  static constexpr const Layout& layout = kLayoutQ8_0;
+  static constexpr int kColumns = 32, kBytes = 18;
+  static constexpr std::array kHalves{0};
+  // The format's 16 values, plus 128.
+  static constexpr uint8_t kValues[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    for (int s = 0; s < 4; ++s) {
+      for (int j = 0; j < 4; ++j) {
+        const uint8_t pair = source[2 + 4 * s + j];
+        quants[64 * s + 4 * row + j] = kValues[pair & 15];
+        quants[64 * (s + 4) + 4 * row + j] = kValues[pair >> 4];
+      }
+    }
+    return copy_half(scales + 2 * row, source);
+  }
+};
+
+// Eight 6-bit scales and eight 6-bit minimums in 12 bytes (Q4_K, Q5_K): one byte each into word j.
+struct ScalesAndMinimums { uint64_t scales, minimums; };
+ScalesAndMinimums split_scales_12(const uint8_t* s) {
+  const uint32_t a = load32(s), b = load32(s + 4), c = load32(s + 8);
+  const uint32_t scales_high = (c & 0x0F0F0F0Fu) | ((a >> 2) & 0x30303030u);
+  const uint32_t minimums_high = ((c >> 4) & 0x0F0F0F0Fu) | ((b >> 2) & 0x30303030u);
+  return {(a & 0x3F3F3F3Fu) | static_cast<uint64_t>(scales_high) << 32,
+          (b & 0x3F3F3F3Fu) | static_cast<uint64_t>(minimums_high) << 32};
+}
+
+// Superblock scales with minimums: f16 d[16], f16 dmin[16], then per group sc[16], mn[16].
+bool store_two_level(uint8_t* scales, int row, const uint8_t* d, const uint8_t* dmin, ScalesAndMinimums groups) {
+  for (int g = 0; g < 8; ++g) {
+    scales[64 + 32 * g + row] = static_cast<uint8_t>(groups.scales >> (8 * g));
+    scales[64 + 32 * g + 16 + row] = static_cast<uint8_t>(groups.minimums >> (8 * g));
+  }
+  return copy_half(scales + 2 * row, d) | copy_half(scales + 32 + 2 * row, dmin);
+}
+
+// Bytes 32c .. 32c + 31 hold block 2c in the low and block 2c + 1 in the high nibbles.
+void pack_nibbles_256(const uint8_t* source, int row, uint8_t* quants, int block_bytes) {
+  for (int c = 0; c < 4; ++c) {
+    for (int i = 0; i < 2; ++i) {
+      const uint64_t first = load64(source + 32 * c + 8 * i), second = load64(source + 32 * c + 16 + 8 * i);
+      store_columns(quants + 2 * c * block_bytes, i, row, (first & kLowNibbles) | ((second & kLowNibbles) << 4));
+      store_columns(quants + (2 * c + 1) * block_bytes, i, row,
+                    ((first >> 4) & kLowNibbles) | (second & ~kLowNibbles));
+    }
+  }
+}
+
+struct FormatQ4_K {
+  static constexpr const Layout& layout = kLayoutQ4_K;
+  static constexpr int kColumns = 256, kBytes = 144;
+  static constexpr std::array kHalves{0, 2};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    pack_nibbles_256(source + 16, row, quants, layout.quant_block_bytes());
+    return store_two_level(scales, row, source, source + 2, split_scales_12(source + 4));
+  }
+};
+
+struct FormatQ5_K {
+  static constexpr const Layout& layout = kLayoutQ5_K;
+  static constexpr int kColumns = 256, kBytes = 176;
+  static constexpr std::array kHalves{0, 2};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
+    // Bit b of byte l is the fifth bit of column l of block b.
+    std::array<uint32_t, 8> bits{};
+    for (int i = 0; i < 4; ++i) {
+      const uint64_t columns = transpose_bits(load64(source + 16 + 8 * i));
+      for (int b = 0; b < 8; ++b) bits[b] |= static_cast<uint32_t>((columns >> (8 * b)) & 0xFF) << (8 * i);
+    }
+    for (int b = 0; b < 8; ++b) high[b][row] = bits[b];
+    pack_nibbles_256(source + 48, row, quants + kMaskBytes, layout.quant_block_bytes());
+    return store_two_level(scales, row, source, source + 2, split_scales_12(source + 4));
+  }
+};
+
+struct FormatQ6_K {
+  static constexpr const Layout& layout = kLayoutQ6_K;
+  static constexpr int kColumns = 256, kBytes = 210;
+  static constexpr std::array kHalves{208};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    for (int n = 0; n < 2; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const uint64_t first = load64(source + 64 * n + 8 * i), second = load64(source + 64 * n + 32 + 8 * i);
+        const uint64_t high = load64(source + 128 + 32 * n + 8 * i);
+        const auto store = [&](int g, uint64_t low) {
+          store_columns(quants + (4 * n + g) * 512, i, row, low | (((high >> (2 * g)) & kLowPairs) << 4));
+        };
+        store(0, first & kLowNibbles);
+        store(1, second & kLowNibbles);
+        store(2, (first >> 4) & kLowNibbles);
+        store(3, (second >> 4) & kLowNibbles);
+      }
+    }
+    for (int g = 0; g < 16; ++g) scales[32 + 16 * g + row] = source[192 + g];
+    return copy_half(scales + 2 * row, source + 208);
+  }
+};
+
+// Bytes 32n .. 32n + 31 hold blocks 4n .. 4n + 3, two bits each; `third` adds a third bit per block (Q3_K).
+template <bool kThird>
+void pack_pairs_256(const uint8_t* source, const uint8_t* third, int row, uint8_t* quants) {
+  for (int n = 0; n < 2; ++n) {
+    for (int j = 0; j < 4; ++j) {
+      const auto columns = [&](int i) {
+        const uint64_t low = (load64(source + 32 * n + 8 * i) >> (2 * j)) & kLowPairs;
+        if constexpr (!kThird) return low;
+        return low | (((load64(third + 8 * i) >> (4 * n + j)) & kLowBits) << 2);
+      };
+      for (int i = 0; i < 2; ++i)
+        store_columns(quants + (4 * n + j) * 256, i, row, columns(i) | (columns(i + 2) << 4));
+    }
+  }
+}
+
+struct FormatQ2_K {
+  static constexpr const Layout& layout = kLayoutQ2_K;
+  static constexpr int kColumns = 256, kBytes = 84;
+  static constexpr std::array kHalves{80, 82};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    pack_pairs_256<false>(source + 16, nullptr, row, quants);
+    for (int g = 0; g < 16; ++g) {
+      scales[64 + 32 * g + row] = source[g] & 15;
+      scales[64 + 32 * g + 16 + row] = source[g] >> 4;
+    }
+    return copy_half(scales + 2 * row, source + 80) | copy_half(scales + 32 + 2 * row, source + 82);
+  }
+};
+
+struct FormatQ3_K {
+  static constexpr const Layout& layout = kLayoutQ3_K;
+  static constexpr int kColumns = 256, kBytes = 110;
+  static constexpr std::array kHalves{108};
+  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
+    pack_pairs_256<true>(source + 32, source, row, quants);
+    const uint8_t* packed = source + 96;
+    for (int g = 0; g < 16; ++g) {
+      const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4;
+      const int high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
+      scales[32 + 16 * g + row] = static_cast<uint8_t>((low | high << 4) - 32);
+    }
+    return copy_half(scales + 2 * row, source + 108);
+  }
+};
+
+// ---- panels --------------------------------------------------------------------------------------------
+
+// The first bad scale of a panel in row order; called only when there is one.
+template <class Format>
+PackResult find_bad_scale(const uint8_t* rows, int64_t row_bytes, int64_t first_row, int valid_rows) {
+  for (int r = 0; r < valid_rows; ++r)
+    for (int64_t u = 0; u < row_bytes / Format::kBytes; ++u)
+      for (const int offset : Format::kHalves)
+        if ((load16(rows + r * row_bytes + u * Format::kBytes + offset) & 0x7C00) == 0x7C00)
+          return {false, first_row + r, u * Format::kColumns};
+  return {};
+}
+
+template <class Format>
+PackResult pack_quantised(PackedMatrix& m, const uint8_t* raw, int64_t panel_begin, int64_t panel_end) {
+  constexpr int kBlocks = Format::kColumns / kBlockColumns;
+  constexpr bool kFifthBits = Format::layout.bits == 5;
+  const int64_t units = m.columns / Format::kColumns, row_bytes = units * Format::kBytes;
+  const int64_t scale_bytes = Format::layout.scale_bytes(Format::kColumns);
+  const int64_t quant_bytes = kBlocks * Format::layout.quant_block_bytes();
+  for (int64_t p = panel_begin; p < panel_end; ++p) {
+    uint8_t* panel = m.panel(p);
+    const uint8_t* rows = raw + p * kPanelRows * row_bytes;
+    const int valid_rows = static_cast<int>(std::min<int64_t>(kPanelRows, m.rows - p * kPanelRows));
+    if (valid_rows < kPanelRows) std::memset(panel, 0, m.panel_bytes);
+    bool bad = false;
+    uint32_t high[kBlocks][kPanelRows] = {};
+    for (int64_t u = 0; u < units; ++u) {
+      uint8_t* scales = panel + u * scale_bytes;
+      uint8_t* quants = panel + m.scale_section + u * quant_bytes;
+      for (int r = 0; r < valid_rows; ++r)
+        bad |= Format::pack(rows + r * row_bytes + u * Format::kBytes, r, scales, quants, high);
+      if constexpr (kFifthBits)
+        for (int b = 0; b < kBlocks; ++b) store_masks(quants + b * Format::layout.quant_block_bytes(), high[b]);
+    }
+    std::memset(panel + units * scale_bytes, 0, m.scale_section - units * scale_bytes);
+    if (bad) return find_bad_scale<Format>(rows, row_bytes, p * kPanelRows, valid_rows);
+  }
+  return {};
+}
+
+template <class Element>
+PackResult pack_float(PackedMatrix& m, const uint8_t* raw, int64_t panel_begin, int64_t panel_end) {
+  constexpr int64_t kSize = sizeof(Element);
+  for (int64_t p = panel_begin; p < panel_end; ++p) {
+    uint8_t* panel = m.panel(p);
+    const uint8_t* rows = raw + p * kPanelRows * m.columns * kSize;
+    const int valid_rows = static_cast<int>(std::min<int64_t>(kPanelRows, m.rows - p * kPanelRows));
+    if (valid_rows < kPanelRows) std::memset(panel, 0, m.panel_bytes);
+    for (int64_t k = 0; k < m.columns; ++k)
+      for (int r = 0; r < valid_rows; ++r)
+        std::memcpy(panel + (k * kPanelRows + r) * kSize, rows + (r * m.columns + k) * kSize, kSize);
+    const int64_t used = m.columns * kPanelRows * kSize;
+    std::memset(panel + used, 0, m.panel_bytes - used);
+  }
+  return {};
+}
+
+// ---- back to float32 -----------------------------------------------------------------------------------
+
+float half_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
+  const uint32_t exponent = (h >> 10) & 31, fraction = h & 0x3FF;
+  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24, exact
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
+  }
+  const uint32_t bits = exponent == 31 ? 0x7F800000u : (exponent + 112) << 23;
+  return std::bit_cast<float>(sign | bits | fraction << 13);
+}
+
+struct ScaleAndMinimum { float scale, minimum; };
+
+// Of the group that starts at `column`, for one row of a panel.
+ScaleAndMinimum read_scale(const Layout& layout, const uint8_t* scales, int row, int64_t column) {
+  const int parts = layout.has_min ? 2 : 1;
+  if (!layout.two_level) {
+    const uint8_t* block = scales + column / kBlockColumns * 32 * parts;
+    return {half_to_float(load16(block + 2 * row)),
+            layout.has_min ? half_to_float(load16(block + 32 + 2 * row)) : 0.0f};
+  }
+  const uint8_t* super = scales + column / kSuperColumns * layout.scale_bytes(kSuperColumns);
+  const uint8_t* group = super + 32 * parts + column % kSuperColumns / layout.group * 16 * parts;
+  const int sc = layout.signed_scale ? static_cast<int8_t>(group[row]) : group[row];
+  const float scale = half_to_float(load16(super + 2 * row)) * static_cast<float>(sc);
+  if (!layout.has_min) return {scale, 0.0f};
+  return {scale, -(half_to_float(load16(super + 32 + 2 * row)) * static_cast<float>(group[16 + row]))};
+}
+
+// Quants of one row and one block of 32 columns.
+void read_quants(const Layout& layout, const uint8_t* block, int row, uint8_t* out) {
+  if (layout.bits == 8) {
+    for (int s = 0; s < 8; ++s) std::memcpy(out + 4 * s, block + 64 * s + 4 * row, 4);
+    return;
+  }
+  const uint8_t* nibbles = block + (layout.bits == 5 ? kMaskBytes : 0);
+  for (int v = 0; v < 4; ++v) {
+    const uint32_t word = load32(nibbles + 64 * v + 4 * row);
+    store32(out + 4 * v, word & 0x0F0F0F0Fu);
+    store32(out + 16 + 4 * v, (word >> 4) & 0x0F0F0F0Fu);
+  }
+  if (layout.bits == 5)
+    for (int s = 0; s < 8; ++s) {
+      const uint64_t bits = load64(block + 8 * s) >> (4 * row);
+      for (int j = 0; j < 4; ++j) out[4 * s + j] |= static_cast<uint8_t>(((bits >> j) & 1) << 4);
+    }
+}
+
+// Exact whether or not the compiler contracts a * b + c: with a minimum, scale (<= 17 bits) times quant
+// (<= 5 bits) has no rounding, so there is only that of the sum; without one there is no sum.
+void unpack_quantised_row(const PackedMatrix& m, const uint8_t* panel, int row, float* out) {
+  const Layout& layout = m.layout;
+  std::array<uint8_t, kBlockColumns> quants;
+  for (int64_t b = 0; b < m.columns / kBlockColumns; ++b) {
+    read_quants(layout, panel + m.scale_section + b * layout.quant_block_bytes(), row, quants.data());
+    for (int first = 0; first < kBlockColumns; first += layout.group) {
+      const int64_t column = b * kBlockColumns + first;
+      const auto [scale, minimum] = read_scale(layout, panel, row, column);
+      for (int k = 0; k < layout.group; ++k) {
+        const float value = scale * static_cast<float>(quants[first + k] - layout.offset);
+        // No "+ 0" without a minimum: it would turn -0 into +0.
+        out[column + k] = layout.has_min ? value + minimum : value;
+      }
+    }
+  }
+}
+
+void unpack_float_row(const PackedMatrix& m, const uint8_t* panel, int row, float* out) {
+  const int size = m.layout.element_bytes();
+  for (int64_t k = 0; k < m.columns; ++k) {
+    const uint8_t* element = panel + (k * kPanelRows + row) * size;
+    if (m.layout.kind == Kind::f32) out[k] = std::bit_cast<float>(load32(element));
+    else if (m.layout.kind == Kind::f16) out[k] = half_to_float(load16(element));
+    else out[k] = std::bit_cast<float>(static_cast<uint32_t>(load16(element)) << 16);
+  }
+}
+
+// ---- geometry ------------------------------------------------------------------------------------------
+
+struct BlockSize { int columns, bytes; };
+
+BlockSize block_size(int ggml_type) {
+  switch (ggml_type) {
+    case kF32: return {1, 4};
+    case kF16: case kBF16: return {1, 2};
+    case kQ4_0: case kIQ4_NL: return {32, 18};
+    case kQ4_1: return {32, 20};
+    case kQ5_0: return {32, 22};
+    case kQ5_1: return {32, 24};
+    case kQ8_0: return {32, 34};
+    case kQ2_K: return {256, 84};
+    case kQ3_K: return {256, 110};
+    case kQ4_K: return {256, 144};
+    case kQ5_K: return {256, 176};
+    case kQ6_K: return {256, 210};
+    default:
+      throw std::invalid_argument("ggml type " + std::to_string(ggml_type) +
+                                  " is not supported; supported: F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, "
+                                  "Q8_0 8, Q2_K 10, Q3_K 11, Q4_K 12, Q5_K 13, Q6_K 14, IQ4_NL 20, BF16 30");
+  }
+}
+
+int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// 64 bytes is a cache line and a full vector; matrices of 2 MiB and more take whole huge pages, since a
+// kernel walks them front to back and would otherwise miss the TLB every 4 kB.
+uint8_t* allocate_aligned(int64_t bytes) {
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, bytes >= kHugePage ? kHugePage : 64, static_cast<size_t>(bytes)) != 0)
+    throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // Advice only: a kernel without huge pages refuses it and the memory is as good, so the answer is not read.
+  // The last, partial page stays small so that it costs no more than it holds.
+  if (bytes >= kHugePage) (void)madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+#endif
+  return static_cast<uint8_t*>(memory);
+}
+
+}  // namespace
+
+// ---- public --------------------------------------------------------------------------------------------
+
+void FreeDeleter::operator()(void* p) const { std::free(p); }
+
+const Layout* layout_of(int ggml_type) {
+  switch (ggml_type) {
+    case kF32: return &kFloat32;
+    case kF16: return &kFloat16;
+    case kBF16: return &kBfloat16;
+    case kQ4_0: return &kLayoutQ4_0;
+    case kQ4_1: return &kLayoutQ4_1;
+    case kQ5_0: return &kLayoutQ5_0;
+    case kQ5_1: return &kLayoutQ5_1;
+    case kQ8_0: case kIQ4_NL: return &kLayoutQ8_0;
+    case kQ2_K: return &kLayoutQ2_K;
+    case kQ3_K: return &kLayoutQ3_K;
+    case kQ4_K: return &kLayoutQ4_K;
+    case kQ5_K: return &kLayoutQ5_K;
+    case kQ6_K: return &kLayoutQ6_K;
+    default: return nullptr;
+  }
+}
+
+int64_t ggml_row_bytes(int ggml_type, int64_t columns) {
+  const BlockSize block = block_size(ggml_type);
+  int64_t bytes = 0;
+  if (columns < 1 || columns % block.columns != 0 ||
+      __builtin_mul_overflow(columns / block.columns, int64_t{block.bytes}, &bytes))
+    throw std::invalid_argument("a row of ggml type " + std::to_string(ggml_type) + " has " +
+                                std::to_string(columns) + " columns; it needs a positive multiple of " +
+                                std::to_string(block.columns));
+  return bytes;
+}
+
+PackedMatrix allocate_packed(int ggml_type, int64_t rows, int64_t columns) {
+  // Far above any real matrix and low enough that no size below overflows: 2^31 columns are at most 2^37 bytes
+  // a panel, 2^31 rows are 2^27 panels.
+  constexpr int64_t kLargest = int64_t{1} << 31;
+  (void)ggml_row_bytes(ggml_type, columns);
+  if (rows < 1 || rows > kLargest || columns > kLargest)
+    throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " + std::to_string(columns) +
+                                " cannot be packed; rows and columns must be 1 .. 2147483648");
+  PackedMatrix m;
+  m.layout = *layout_of(ggml_type);
+  m.rows = rows;
+  m.columns = columns;
+  m.panels = (rows + kPanelRows - 1) / kPanelRows;
+  if (m.layout.kind == Kind::quantised) {
+    m.scale_section = align64(m.layout.scale_bytes(columns));
+    m.panel_bytes = m.scale_section + columns / kBlockColumns * m.layout.quant_block_bytes();
+  } else {
+    m.panel_bytes = align64(columns * kPanelRows * m.layout.element_bytes());
+  }
+  int64_t total = 0;
+  if (__builtin_mul_overflow(m.panels, m.panel_bytes, &total)) throw std::bad_alloc();
+  m.data.reset(allocate_aligned(total));
+  return m;
+}
+
+PackResult pack_panels(PackedMatrix& m, int ggml_type, const uint8_t* raw, int64_t panel_begin,
+                       int64_t panel_end) {
+  const Layout* layout = layout_of(ggml_type);
+  if (layout == nullptr || *layout != m.layout)
+    throw std::invalid_argument("the matrix was not allocated for ggml type " + std::to_string(ggml_type));
+  if (panel_begin < 0 || panel_end < panel_begin || panel_end > m.panels)
+    throw std::invalid_argument("panels " + std::to_string(panel_begin) + " .. " + std::to_string(panel_end) +
+                                " lie outside the matrix's " + std::to_string(m.panels));
+  switch (ggml_type) {
+    case kF32: return pack_float<uint32_t>(m, raw, panel_begin, panel_end);
+    case kF16: case kBF16: return pack_float<uint16_t>(m, raw, panel_begin, panel_end);
+    case kQ4_0: return pack_quantised<FormatQ4_0>(m, raw, panel_begin, panel_end);
+    case kQ4_1: return pack_quantised<FormatQ4_1>(m, raw, panel_begin, panel_end);
+    case kQ5_0: return pack_quantised<FormatQ5_0>(m, raw, panel_begin, panel_end);
+    case kQ5_1: return pack_quantised<FormatQ5_1>(m, raw, panel_begin, panel_end);
+    case kQ8_0: return pack_quantised<FormatQ8_0>(m, raw, panel_begin, panel_end);
+    case kIQ4_NL: return pack_quantised<FormatIQ4_NL>(m, raw, panel_begin, panel_end);
+    case kQ2_K: return pack_quantised<FormatQ2_K>(m, raw, panel_begin, panel_end);
+    case kQ3_K: return pack_quantised<FormatQ3_K>(m, raw, panel_begin, panel_end);
+    case kQ4_K: return pack_quantised<FormatQ4_K>(m, raw, panel_begin, panel_end);
+    case kQ5_K: return pack_quantised<FormatQ5_K>(m, raw, panel_begin, panel_end);
+    default: return pack_quantised<FormatQ6_K>(m, raw, panel_begin, panel_end);
+  }
+}
+
+void unpack_rows(const PackedMatrix& m, int64_t row_begin, int64_t row_end, float* out) {
+  if (row_begin < 0 || row_end < row_begin || row_end > m.rows)
+    throw std::invalid_argument("rows " + std::to_string(row_begin) + " .. " + std::to_string(row_end) +
+                                " lie outside the matrix's " + std::to_string(m.rows));
+  for (int64_t row = row_begin; row < row_end; ++row, out += m.columns) {
+    const uint8_t* panel = m.panel(row / kPanelRows);
+    const int in_panel = static_cast<int>(row % kPanelRows);
+    if (m.layout.kind == Kind::quantised) unpack_quantised_row(m, panel, in_panel, out);
+    else unpack_float_row(m, panel, in_panel, out);
+  }
+}
+
+}  // namespace stoker

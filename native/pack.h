@@ -1,0 +1,36 @@
+// From the rows of a GGUF tensor to packed panels (packed.h) and back to float32.
+#pragma once
+#include <cstdint>
+
+#include "packed.h"
+
+namespace stoker {
+
+// Bytes of one row of `columns` elements as the file stores them.
+// Throws std::invalid_argument: unsupported type, columns < 1 or not a multiple of the type's block.
+int64_t ggml_row_bytes(int ggml_type, int64_t columns);
+
+// Memory and geometry for a [rows, columns] matrix. The bytes are unspecified until pack_panels has
+// written every panel, so that the packing threads, not this call, touch the pages first.
+// Throws std::invalid_argument (type, shape, a size beyond int64) or std::bad_alloc.
+PackedMatrix allocate_packed(int ggml_type, int64_t rows, int64_t columns);
+
+// ok, or the first row (and in it the first column of the block) whose scale or minimum is NaN or infinite.
+struct PackResult {
+  bool ok = true;
+  int64_t row = 0;
+  int64_t column = 0;
+};
+
+// Packs panels [panel_begin, panel_end) and writes every byte of them, padding included. Disjoint ranges may
+// run in parallel. `raw` is the whole tensor: rows * ggml_row_bytes(ggml_type, columns) bytes, any alignment.
+// Stops after the first panel with a bad scale. Elements of float types are taken as they are.
+// Throws std::invalid_argument when ggml_type is not the matrix's, or the range is outside it.
+PackResult pack_panels(PackedMatrix& matrix, int ggml_type, const uint8_t* raw, int64_t panel_begin,
+                       int64_t panel_end);
+
+// Dequantises rows [row_begin, row_end) to out [row_end - row_begin, columns], row-major.
+// Throws std::invalid_argument when the range is outside the matrix.
+void unpack_rows(const PackedMatrix& matrix, int64_t row_begin, int64_t row_end, float* out);
+
+}  // namespace stoker
