@@ -19,7 +19,10 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[t] = scale · table[token_ids[t]]; table: [vocabulary, width]."""
+    """out[t] = scale · table[token_ids[t]]; table: [vocabulary, width].
+
+    This scale, and every other float of an op, is rounded to float32 once and then used in float32.
+    """
 
     out: str
     table: str
@@ -136,9 +139,10 @@ class Softcap:
     cap: float
 
 
-Op = (
-    Embed | RmsNorm | Linear | Rope | Attention | GatedActivation | Add | SelectRows | Scale | Softcap
-)
+Op = Embed | RmsNorm | Linear | Rope | Attention | GatedActivation | Add | SelectRows | Scale | Softcap
+
+
+_WEIGHT_FIELDS = ("table", "weight", "bias", "factors")  # fields of ops that name weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,12 @@ class Program:
     vocabulary: int
     context_tokens: int
     architecture: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of all weights the ops use, each once, in order of first use."""
+        used = (getattr(op, field) for op in self.ops for field in _WEIGHT_FIELDS if hasattr(op, field))
+        return tuple(dict.fromkeys(name for name in used if name is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,4 +197,5 @@ class Batch:
         return len(self.kv_tokens)
 
 
-BLOCK_TOKENS = 16  # KV slots per block: 4 to a dot's lane quad, 16 keys to a vector of lanes; tail waste < 16 tokens
+# KV slots per block: 4 to a dot's lane quad, 16 keys to a vector of lanes; tail waste < 16 tokens.
+BLOCK_TOKENS = 16
