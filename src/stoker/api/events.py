@@ -1,0 +1,53 @@
+"""What an endpoint answers with: tokens as they come, then for each choice one `DoneEvent`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]  # "stop": eos, stop id or stop string; "length": max or context
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of one token, and of the likeliest tokens at its position, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), as many as were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one choice. `cached_tokens` of the prompt were not computed for it: another one's were used."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokensEvent:
+    """The next tokens of one choice. `text` may lag behind `token_ids`: half a character, or what may turn out
+    to be the start of a stop string, is held back until it is certain."""
+
+    request_id: str
+    choice: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one for each token id, if they were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class DoneEvent:
+    """A choice is complete; no more events for it follow."""
+
+    request_id: str
+    choice: int
+    finish_reason: FinishReason
+    stop_reason: str | int | None  # the stop string or token id that ended it, if one did
+    seed: int  # what replays this choice on its own: the request's seed (given or drawn) + choice
+    usage: Usage
+
+
+Event = TokensEvent | DoneEvent
