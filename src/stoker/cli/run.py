@@ -1,0 +1,109 @@
+"""`stoker run`: one answer, or a chat when there is nothing to answer yet."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from stoker.cli.options import ContextOption, JsonOption, ModelArgument, ThreadsOption
+from stoker.cli.output import print_json, say
+
+PromptArgument = Annotated[
+    str | None,
+    typer.Argument(help="The question. Left out: a chat on a terminal, otherwise read from stdin.", show_default=False),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", "-s", envvar="STOKER_SYSTEM", help="A system message before the chat.")
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        "-n",
+        min=1,
+        envvar="STOKER_MAX_TOKENS",
+        help="Most tokens of an answer. [default: what the context holds; 256 for models without a chat template]",
+    ),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option("--temperature", envvar="STOKER_TEMPERATURE", help="0: always the likeliest token."),
+]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", envvar="STOKER_TOP_P", help="Keep the likeliest tokens that reach this sum.")
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", envvar="STOKER_TOP_K", help="Keep this many of the likeliest tokens; 0: all.")
+]
+MinPOption = Annotated[
+    float,
+    typer.Option("--min-p", envvar="STOKER_MIN_P", help="Drop tokens less likely than this times the likeliest."),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", envvar="STOKER_SEED", help="Same seed, same answer. [default: a new one each time]"),
+]
+RawOption = Annotated[
+    bool, typer.Option("--raw", envvar="STOKER_RAW", help="Complete the text as it is, without the chat template.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also say what was loaded, how, and the seed, on stderr.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Leave out the speeds on stderr.")]
+
+
+def run(
+    model: ModelArgument,
+    prompt: PromptArgument = None,
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.05,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    context: ContextOption = None,
+    raw: RawOption = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer PROMPT with MODEL, or chat. A known model that is missing is fetched first.
+
+    In a chat, Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice at the prompt, leaves. /help lists what else there is.
+    Models without a chat template (base models) go on with the text they are given.
+    """
+    from stoker.cli import compose
+    from stoker.cli.chat import chat
+    from stoker.cli.pull import fetch_if_missing
+
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    sampling = compose.sampling_params(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
+    )
+    fetch_if_missing(model)
+    talker = compose.open_talker(
+        model, sampling=sampling, threads=threads, context_tokens=context, system=system, raw=raw
+    )
+    if verbose:
+        say(talker.description())
+    if prompt is None:
+        if as_json:
+            raise typer.BadParameter("--json needs a PROMPT, as argument or on stdin", param_hint="--json")
+        chat(talker, show_timing=not quiet)
+        return
+    answer = talker.answer(prompt)
+    if as_json:
+        for _ in answer:
+            pass
+        print_json(answer.as_dict())
+    else:
+        answer.print_text()
+    if verbose:
+        say(f"seed {answer.seed}; finished: {answer.finish_reason}")
+    if not quiet:
+        say(answer.timing.sentence())
