@@ -30,25 +30,37 @@ def format_bytes(size_bytes: int | float) -> str:
 
 
 @contextmanager
-def byte_progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr for bytes; yields `update(done_bytes, total_bytes or None)`.
+def byte_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr for bytes; yields `update(done_bytes, total_bytes, phase)`, one bar for each phase.
 
     Without a terminal it prints nothing: a log does not want thousands of bars.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, phase: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks: dict[str, Any] = {}
+
+        def update(done: int, total: int, phase: str) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(f"{title}: {phase}", total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+
+        yield update
+
+
+def printable(text: str) -> str:
+    """`text` without anything that a terminal would act on: names in a file are not ours."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A plain table on stdout: columns padded to their widest cell, numbers as they were formatted."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    for row in [columns, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    """A plain table on stdout: columns padded to their widest cell, one line for each row."""
+    lines = [tuple(map(printable, row)) for row in [columns, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
