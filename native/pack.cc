@@ -1,6 +1,4 @@
-// Packing is a transpose of 4-byte words: each row of a block gives 4 consecutive columns to each 64-byte
-// vector. Everything is loads and stores of words plus arithmetic on the bytes inside them, so it needs no
-// intrinsics; a panel (a few kB) stays in the first-level cache between its reads and writes.
+// The walk over panels; pack_formats.h has what is inside a block.
 #include "pack.h"
 
 #include <sys/mman.h>
@@ -14,287 +12,18 @@
 #include <stdexcept>
 #include <string>
 
+#include "pack_formats.h"
+
 namespace stoker {
 namespace {
+
+using namespace packing;
 
 static_assert(std::endian::native == std::endian::little, "GGUF words are read in place");
 
 enum GgmlType : int {
   kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8,
   kQ2_K = 10, kQ3_K = 11, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kIQ4_NL = 20, kBF16 = 30,
-};
-
-constexpr Layout kFloat32{Kind::f32, 0, 0, 0, false, false, false};
-constexpr Layout kFloat16{Kind::f16, 0, 0, 0, false, false, false};
-constexpr Layout kBfloat16{Kind::bf16, 0, 0, 0, false, false, false};
-//                                         bits group offset  min   two-level signed
-constexpr Layout kLayoutQ4_0{Kind::quantised, 4, 32, 8, false, false, false};
-constexpr Layout kLayoutQ4_1{Kind::quantised, 4, 32, 0, true, false, false};
-constexpr Layout kLayoutQ5_0{Kind::quantised, 5, 32, 16, false, false, false};
-constexpr Layout kLayoutQ5_1{Kind::quantised, 5, 32, 0, true, false, false};
-constexpr Layout kLayoutQ8_0{Kind::quantised, 8, 32, 128, false, false, false};
-constexpr Layout kLayoutQ2_K{Kind::quantised, 4, 16, 0, true, true, false};
-constexpr Layout kLayoutQ3_K{Kind::quantised, 4, 16, 4, false, true, true};
-constexpr Layout kLayoutQ4_K{Kind::quantised, 4, 32, 0, true, true, false};
-constexpr Layout kLayoutQ5_K{Kind::quantised, 5, 32, 0, true, true, false};
-constexpr Layout kLayoutQ6_K{Kind::quantised, 8, 16, 32, false, true, true};
-
-// ---- words ---------------------------------------------------------------------------------------------
-
-uint16_t load16(const uint8_t* p) { uint16_t v; std::memcpy(&v, p, 2); return v; }
-uint32_t load32(const uint8_t* p) { uint32_t v; std::memcpy(&v, p, 4); return v; }
-uint64_t load64(const uint8_t* p) { uint64_t v; std::memcpy(&v, p, 8); return v; }
-void store32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
-
-constexpr uint64_t kLowNibbles = 0x0F0F0F0F0F0F0F0Full;
-constexpr uint64_t kLowPairs = 0x0303030303030303ull;
-constexpr uint64_t kLowBits = 0x0101010101010101ull;
-
-// Columns 8i .. 8i + 7 of one row: the low word goes to vector 2i, the high word to vector 2i + 1.
-void store_columns(uint8_t* block, int i, int row, uint64_t word) {
-  store32(block + 128 * i + 4 * row, static_cast<uint32_t>(word));
-  store32(block + 128 * i + 64 + 4 * row, static_cast<uint32_t>(word >> 32));
-}
-
-// Copies an f16 and tells whether it is NaN or infinite.
-bool copy_half(uint8_t* to, const uint8_t* from) {
-  const uint16_t h = load16(from);
-  std::memcpy(to, &h, 2);
-  return (h & 0x7C00) == 0x7C00;
-}
-
-// 8 rows of 8 bits, transposed: bit c of byte r becomes bit r of byte c.
-uint64_t transpose_bits(uint64_t x) {
-  uint64_t t = (x ^ (x >> 7)) & 0x00AA00AA00AA00AAull;
-  x ^= t ^ (t << 7);
-  t = (x ^ (x >> 14)) & 0x0000CCCC0000CCCCull;
-  x ^= t ^ (t << 14);
-  t = (x ^ (x >> 28)) & 0x00000000F0F0F0F0ull;
-  return x ^ t ^ (t << 28);
-}
-
-// Fifth bits: high[r] holds bit 4 of the 32 columns of row r; mask s gets nibble s of every row, row r at 4r.
-void store_masks(uint8_t* masks, const uint32_t* high) {
-  for (int pair = 0; pair < kPanelRows / 2; ++pair) {
-    const uint32_t a = high[2 * pair], b = high[2 * pair + 1];
-    const uint32_t even = (a & 0x0F0F0F0Fu) | ((b & 0x0F0F0F0Fu) << 4);
-    const uint32_t odd = ((a >> 4) & 0x0F0F0F0Fu) | (b & 0xF0F0F0F0u);
-    for (int t = 0; t < 4; ++t) {
-      masks[16 * t + pair] = static_cast<uint8_t>(even >> (8 * t));
-      masks[16 * t + 8 + pair] = static_cast<uint8_t>(odd >> (8 * t));
-    }
-  }
-}
-
-// ---- formats -------------------------------------------------------------------------------------------
-// Each format packs one unit (its own block of 32 or 256 columns) of one row:
-//   pack(source, row in panel, scales of the unit, quants of the unit, fifth bits [block][row]) -> bad scale?
-// kHalves are the offsets of the f16 values in the unit. Quants of 5-bit formats lie after 64 bytes of masks.
-
-constexpr int kMaskBytes = 64;
-
-template <int kHeader>
-void pack_nibbles_32(const uint8_t* source, int row, uint8_t* block) {
-  // Byte e holds columns e and e + 16: already the pairing of the panel.
-  for (int i = 0; i < 2; ++i) store_columns(block, i, row, load64(source + kHeader + 8 * i));
-}
-
-struct FormatQ4_0 {
-  static constexpr const Layout& layout = kLayoutQ4_0;
-  static constexpr int kColumns = 32, kBytes = 18;
-  static constexpr std::array kHalves{0};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    pack_nibbles_32<2>(source, row, quants);
-    return copy_half(scales + 2 * row, source);
-  }
-};
-
-struct FormatQ4_1 {
-  static constexpr const Layout& layout = kLayoutQ4_1;
-  static constexpr int kColumns = 32, kBytes = 20;
-  static constexpr std::array kHalves{0, 2};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    pack_nibbles_32<4>(source, row, quants);
-    return copy_half(scales + 2 * row, source) | copy_half(scales + 32 + 2 * row, source + 2);
-  }
-};
-
-struct FormatQ5_0 {
-  static constexpr const Layout& layout = kLayoutQ5_0;
-  static constexpr int kColumns = 32, kBytes = 22;
-  static constexpr std::array kHalves{0};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
-    high[0][row] = load32(source + 2);
-    pack_nibbles_32<6>(source, row, quants + kMaskBytes);
-    return copy_half(scales + 2 * row, source);
-  }
-};
-
-struct FormatQ5_1 {
-  static constexpr const Layout& layout = kLayoutQ5_1;
-  static constexpr int kColumns = 32, kBytes = 24;
-  static constexpr std::array kHalves{0, 2};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
-    high[0][row] = load32(source + 4);
-    pack_nibbles_32<8>(source, row, quants + kMaskBytes);
-    return copy_half(scales + 2 * row, source) | copy_half(scales + 32 + 2 * row, source + 2);
-  }
-};
-
-struct FormatQ8_0 {
-  static constexpr const Layout& layout = kLayoutQ8_0;
-  static constexpr int kColumns = 32, kBytes = 34;
-  static constexpr std::array kHalves{0};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    constexpr uint64_t kSignBits = 0x8080808080808080ull;  // flipping it adds 128
-    for (int i = 0; i < 4; ++i) store_columns(quants, i, row, load64(source + 2 + 8 * i) ^ kSignBits);
-    return copy_half(scales + 2 * row, source);
-  }
-};
-
-struct FormatIQ4_NL {
-  static constexpr const Layout& layout = kLayoutQ8_0;
-  static constexpr int kColumns = 32, kBytes = 18;
-  static constexpr std::array kHalves{0};
-  // The format's 16 values, plus 128.
-  static constexpr uint8_t kValues[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    for (int s = 0; s < 4; ++s) {
-      for (int j = 0; j < 4; ++j) {
-        const uint8_t pair = source[2 + 4 * s + j];
-        quants[64 * s + 4 * row + j] = kValues[pair & 15];
-        quants[64 * (s + 4) + 4 * row + j] = kValues[pair >> 4];
-      }
-    }
-    return copy_half(scales + 2 * row, source);
-  }
-};
-
-// Eight 6-bit scales and eight 6-bit minimums in 12 bytes (Q4_K, Q5_K): one byte each into word j.
-struct ScalesAndMinimums { uint64_t scales, minimums; };
-ScalesAndMinimums split_scales_12(const uint8_t* s) {
-  const uint32_t a = load32(s), b = load32(s + 4), c = load32(s + 8);
-  const uint32_t scales_high = (c & 0x0F0F0F0Fu) | ((a >> 2) & 0x30303030u);
-  const uint32_t minimums_high = ((c >> 4) & 0x0F0F0F0Fu) | ((b >> 2) & 0x30303030u);
-  return {(a & 0x3F3F3F3Fu) | static_cast<uint64_t>(scales_high) << 32,
-          (b & 0x3F3F3F3Fu) | static_cast<uint64_t>(minimums_high) << 32};
-}
-
-// Superblock scales with minimums: f16 d[16], f16 dmin[16], then per group sc[16], mn[16].
-bool store_two_level(uint8_t* scales, int row, const uint8_t* d, const uint8_t* dmin, ScalesAndMinimums groups) {
-  for (int g = 0; g < 8; ++g) {
-    scales[64 + 32 * g + row] = static_cast<uint8_t>(groups.scales >> (8 * g));
-    scales[64 + 32 * g + 16 + row] = static_cast<uint8_t>(groups.minimums >> (8 * g));
-  }
-  return copy_half(scales + 2 * row, d) | copy_half(scales + 32 + 2 * row, dmin);
-}
-
-// Bytes 32c .. 32c + 31 hold block 2c in the low and block 2c + 1 in the high nibbles.
-void pack_nibbles_256(const uint8_t* source, int row, uint8_t* quants, int block_bytes) {
-  for (int c = 0; c < 4; ++c) {
-    for (int i = 0; i < 2; ++i) {
-      const uint64_t first = load64(source + 32 * c + 8 * i), second = load64(source + 32 * c + 16 + 8 * i);
-      store_columns(quants + 2 * c * block_bytes, i, row, (first & kLowNibbles) | ((second & kLowNibbles) << 4));
-      store_columns(quants + (2 * c + 1) * block_bytes, i, row,
-                    ((first >> 4) & kLowNibbles) | (second & ~kLowNibbles));
-    }
-  }
-}
-
-struct FormatQ4_K {
-  static constexpr const Layout& layout = kLayoutQ4_K;
-  static constexpr int kColumns = 256, kBytes = 144;
-  static constexpr std::array kHalves{0, 2};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    pack_nibbles_256(source + 16, row, quants, layout.quant_block_bytes());
-    return store_two_level(scales, row, source, source + 2, split_scales_12(source + 4));
-  }
-};
-
-struct FormatQ5_K {
-  static constexpr const Layout& layout = kLayoutQ5_K;
-  static constexpr int kColumns = 256, kBytes = 176;
-  static constexpr std::array kHalves{0, 2};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*high)[16]) {
-    // Bit b of byte l is the fifth bit of column l of block b.
-    std::array<uint32_t, 8> bits{};
-    for (int i = 0; i < 4; ++i) {
-      const uint64_t columns = transpose_bits(load64(source + 16 + 8 * i));
-      for (int b = 0; b < 8; ++b) bits[b] |= static_cast<uint32_t>((columns >> (8 * b)) & 0xFF) << (8 * i);
-    }
-    for (int b = 0; b < 8; ++b) high[b][row] = bits[b];
-    pack_nibbles_256(source + 48, row, quants + kMaskBytes, layout.quant_block_bytes());
-    return store_two_level(scales, row, source, source + 2, split_scales_12(source + 4));
-  }
-};
-
-struct FormatQ6_K {
-  static constexpr const Layout& layout = kLayoutQ6_K;
-  static constexpr int kColumns = 256, kBytes = 210;
-  static constexpr std::array kHalves{208};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    for (int n = 0; n < 2; ++n) {
-      for (int i = 0; i < 4; ++i) {
-        const uint64_t first = load64(source + 64 * n + 8 * i), second = load64(source + 64 * n + 32 + 8 * i);
-        const uint64_t high = load64(source + 128 + 32 * n + 8 * i);
-        const auto store = [&](int g, uint64_t low) {
-          store_columns(quants + (4 * n + g) * 512, i, row, low | (((high >> (2 * g)) & kLowPairs) << 4));
-        };
-        store(0, first & kLowNibbles);
-        store(1, second & kLowNibbles);
-        store(2, (first >> 4) & kLowNibbles);
-        store(3, (second >> 4) & kLowNibbles);
-      }
-    }
-    for (int g = 0; g < 16; ++g) scales[32 + 16 * g + row] = source[192 + g];
-    return copy_half(scales + 2 * row, source + 208);
-  }
-};
-
-// Bytes 32n .. 32n + 31 hold blocks 4n .. 4n + 3, two bits each; `third` adds a third bit per block (Q3_K).
-template <bool kThird>
-void pack_pairs_256(const uint8_t* source, const uint8_t* third, int row, uint8_t* quants) {
-  for (int n = 0; n < 2; ++n) {
-    for (int j = 0; j < 4; ++j) {
-      const auto columns = [&](int i) {
-        const uint64_t low = (load64(source + 32 * n + 8 * i) >> (2 * j)) & kLowPairs;
-        if constexpr (!kThird) return low;
-        return low | (((load64(third + 8 * i) >> (4 * n + j)) & kLowBits) << 2);
-      };
-      for (int i = 0; i < 2; ++i)
-        store_columns(quants + (4 * n + j) * 256, i, row, columns(i) | (columns(i + 2) << 4));
-    }
-  }
-}
-
-struct FormatQ2_K {
-  static constexpr const Layout& layout = kLayoutQ2_K;
-  static constexpr int kColumns = 256, kBytes = 84;
-  static constexpr std::array kHalves{80, 82};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    pack_pairs_256<false>(source + 16, nullptr, row, quants);
-    for (int g = 0; g < 16; ++g) {
-      scales[64 + 32 * g + row] = source[g] & 15;
-      scales[64 + 32 * g + 16 + row] = source[g] >> 4;
-    }
-    return copy_half(scales + 2 * row, source + 80) | copy_half(scales + 32 + 2 * row, source + 82);
-  }
-};
-
-struct FormatQ3_K {
-  static constexpr const Layout& layout = kLayoutQ3_K;
-  static constexpr int kColumns = 256, kBytes = 110;
-  static constexpr std::array kHalves{108};
-  static bool pack(const uint8_t* source, int row, uint8_t* scales, uint8_t* quants, uint32_t (*)[16]) {
-    pack_pairs_256<true>(source + 32, source, row, quants);
-    const uint8_t* packed = source + 96;
-    for (int g = 0; g < 16; ++g) {
-      const int low = g < 8 ? packed[g] & 15 : packed[g - 8] >> 4;
-      const int high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
-      scales[32 + 16 * g + row] = static_cast<uint8_t>((low | high << 4) - 32);
-    }
-    return copy_half(scales + 2 * row, source + 108);
-  }
 };
 
 // ---- panels --------------------------------------------------------------------------------------------
@@ -310,6 +39,32 @@ PackResult find_bad_scale(const uint8_t* rows, int64_t row_bytes, int64_t first_
   return {};
 }
 
+// Rows of a panel that the matrix does not have: every byte of theirs becomes zero, as in the twin.
+void clear_missing_rows(const PackedMatrix& m, uint8_t* panel, int valid_rows) {
+  const Layout& layout = m.layout;
+  const auto clear = [&](uint8_t* field, int row_bytes) {
+    std::memset(field + valid_rows * row_bytes, 0, (kPanelRows - valid_rows) * row_bytes);
+  };
+  const int64_t unit_columns = layout.two_level ? kSuperColumns : kBlockColumns;
+  const int parts = layout.has_min ? 2 : 1;
+  for (int64_t u = 0; u < m.columns / unit_columns; ++u) {
+    uint8_t* scales = panel + u * layout.scale_bytes(unit_columns);
+    for (int i = 0; i < parts; ++i) clear(scales + 32 * i, 2);
+    if (layout.two_level)
+      for (int i = 0; i < parts * kSuperColumns / layout.group; ++i) clear(scales + 32 * parts + 16 * i, 1);
+  }
+  for (int64_t b = 0; b < m.columns / kBlockColumns; ++b) {
+    uint8_t* block = panel + m.scale_section + b * layout.quant_block_bytes();
+    uint8_t* vectors = block + (layout.bits == 5 ? kMaskBytes : 0);
+    for (int v = 0; v < (layout.bits == 8 ? 8 : 4); ++v) clear(vectors + 64 * v, 4);
+    if (layout.bits == 5)
+      for (int s = 0; s < 8; ++s) {
+        const uint64_t mask = load64(block + 8 * s) & ((uint64_t{1} << (4 * valid_rows)) - 1);
+        std::memcpy(block + 8 * s, &mask, 8);
+      }
+  }
+}
+
 template <class Format>
 PackResult pack_quantised(PackedMatrix& m, const uint8_t* raw, int64_t panel_begin, int64_t panel_end) {
   constexpr int kBlocks = Format::kColumns / kBlockColumns;
@@ -321,18 +76,22 @@ PackResult pack_quantised(PackedMatrix& m, const uint8_t* raw, int64_t panel_beg
     uint8_t* panel = m.panel(p);
     const uint8_t* rows = raw + p * kPanelRows * row_bytes;
     const int valid_rows = static_cast<int>(std::min<int64_t>(kPanelRows, m.rows - p * kPanelRows));
-    if (valid_rows < kPanelRows) std::memset(panel, 0, m.panel_bytes);
     bool bad = false;
-    uint32_t high[kBlocks][kPanelRows] = {};
+    uint32_t high[kBlocks][kPanelRows];
     for (int64_t u = 0; u < units; ++u) {
       uint8_t* scales = panel + u * scale_bytes;
       uint8_t* quants = panel + m.scale_section + u * quant_bytes;
-      for (int r = 0; r < valid_rows; ++r)
-        bad |= Format::pack(rows + r * row_bytes + u * Format::kBytes, r, scales, quants, high);
+      for (int r = 0; r < kPanelRows; r += kStepRows) {
+        Rows blocks;
+        for (int t = 0; t < kStepRows; ++t)  // a missing row reads the last one again and is cleared below
+          blocks[t] = rows + std::min(r + t, valid_rows - 1) * row_bytes + u * Format::kBytes;
+        bad |= Format::pack(blocks, r, scales, quants, high);
+      }
       if constexpr (kFifthBits)
         for (int b = 0; b < kBlocks; ++b) store_masks(quants + b * Format::layout.quant_block_bytes(), high[b]);
     }
     std::memset(panel + units * scale_bytes, 0, m.scale_section - units * scale_bytes);
+    if (valid_rows < kPanelRows) clear_missing_rows(m, panel, valid_rows);
     if (bad) return find_bad_scale<Format>(rows, row_bytes, p * kPanelRows, valid_rows);
   }
   return {};
