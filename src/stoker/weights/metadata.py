@@ -151,6 +151,13 @@ class Array(Sequence[Any]):
             return None
         return strings if len(strings) == self.length else None
 
+    def head(self, length: int) -> Array:
+        """The first ``length`` elements (or all), without a look at the others."""
+        length = min(length, self.length)
+        return Array(
+            self.element_type, length, self.offset, self.source, self.file_bytes, self.nested[:length]
+        )
+
     def tobytes_list(self) -> list[bytes]:
         """Elements of a string array as raw bytes, for files whose strings are not UTF-8."""
         if self.element_type is not ValueType.STRING:

@@ -57,8 +57,10 @@ def resolve(
             hint=f"stoker pull {name}",
         )
     entries = list(_entries(places))
-    matches = [entry for entry in entries if entry.name.lower() == name.lower()]
+    matches = [entry for entry in entries if entry.name == name][:1]
     matches = matches or _match_repository(name, entries) or _match_stem(name, entries)
+    if not matches and path.is_dir():
+        raise _not_a_file(path)
     if not matches:
         raise _not_found(name, places, known, entries)
     paths = {os.path.realpath(entry.path): entry for entry in matches}
@@ -90,7 +92,7 @@ def _entries(places: Places) -> Iterator[ModelEntry]:
 
 
 def _is_explicit_path(name: str) -> bool:
-    return name.startswith((".", "~", os.sep)) or os.path.isabs(name) or Path(name).is_dir()
+    return name.startswith((".", "~", os.sep)) or os.path.isabs(name)
 
 
 def _not_a_file(path: Path) -> ModelFormatError | ModelNotFoundError:
@@ -125,8 +127,8 @@ def _match_repository(name: str, entries: list[ModelEntry]) -> list[ModelEntry]:
             continue
         if with_hf and entry.origin != "huggingface":
             continue
-        labels = {their_label.lower(), model_stem(entry.path).lower(), (quant_label(entry.path) or "").lower()}
-        if not label or label.lower() in labels:
+        labels = (their_label, model_stem(entry.path), quant_label(entry.path) or "")
+        if not label or label.lower() in (known_label.lower() for known_label in labels):
             candidates.append(entry)
     if label:
         return candidates
