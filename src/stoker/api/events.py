@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort"]  # "stop": eos, stop id or stop string; "length": max or context
+# "stop": eos, stop id or stop string; "length": max_tokens or the context; "error": `stop_reason` says what
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class DoneEvent:
     request_id: str
     choice: int
     finish_reason: FinishReason
-    stop_reason: str | int | None  # the stop string or token id that ended it, if one did
+    stop_reason: str | int | None  # the stop string or stop token id that ended it, if one did
     seed: int  # what replays this choice on its own: the request's seed (given or drawn) + choice
     usage: Usage
 

@@ -157,6 +157,11 @@ class BlockTable:
         return len(self._blocks)
 
     @property
+    def slots(self) -> int:
+        """KV slots of the blocks held; positions [0, slots) have a place."""
+        return len(self._blocks) * BLOCK_TOKENS
+
+    @property
     def block_ids(self) -> tuple[int, ...]:
         """The blocks in order of position."""
         return tuple(self._blocks)

@@ -1,0 +1,269 @@
+"""Who computes what next. One rule: a step hands out a budget of tokens, first to running sequences, then to
+waiting ones, so that the computed tokens of each catch up with its known tokens.
+
+Decode, chunked prefill and recomputing after preemption are all that rule. The scheduler knows counters, queues
+and blocks; it never sees logits, text or time. Given the same requests and the same sampled tokens, it makes the
+same plans.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stoker.api.errors import RequestError
+from stoker.api.events import FinishReason
+from stoker.cache.blocks import BlockPool, Copy
+from stoker.engine.plan import Chunk, Scores, StepPlan
+from stoker.engine.sequence import Purpose, Sequence
+from stoker.kernels.program import BLOCK_TOKENS
+from stoker.sampling.rows import SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """Limits of one step."""
+
+    batch_tokens: int = 512  # most tokens: a prompt's chunk fills the int8 units; a decode beside it waits for all
+    max_sequences: int = 64  # most sequences at once: beyond it a step only grows longer, not cheaper per token
+    chunk_tokens: int | None = None  # most tokens of one sequence; none: as many as the batch has left
+    logit_rows: int = 64  # most rows of logits, each 4 bytes x vocabulary (64 MB for Gemma's 262 144 tokens)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_sequences", "logit_rows"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}; allowed: at least 1")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise RequestError(f"chunk_tokens is {self.chunk_tokens}; allowed: at least 1")
+        for name in ("batch_tokens", "logit_rows"):
+            if getattr(self, name) < self.max_sequences:
+                raise RequestError(
+                    f"{name} is {getattr(self, name)}, but max_sequences is {self.max_sequences}; "
+                    "allowed: at least that, since every running sequence takes one token and one row of logits"
+                )
+
+
+class Output(NamedTuple):
+    """What a step added to one sequence, whose own fields tell the rest (read them before the next step)."""
+
+    sequence: Sequence
+    token_id: int | None  # none for a sequence that is scored
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as the request wants
+    scores: Scores | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    tokens_left: int
+    rows_left: int
+    chunks: dict[int, Chunk] = field(default_factory=dict)  # by sequence number, in the order they were added
+    copies: list[Copy] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the queues and every sequence in them. `plan` and `commit` take turns; `add` and `close` come between."""
+
+    def __init__(self, pool: BlockPool, options: SchedulerOptions) -> None:
+        self.pool = pool
+        self.options = options
+        self.steps = 0
+        self.preemptions = 0
+        self._running: dict[int, Sequence] = {}  # by number, in order of admission
+        self._waiting: list[Sequence] = []  # in order of arrival
+        self._chunk_tokens = options.chunk_tokens or options.batch_tokens
+
+    @property
+    def running(self) -> int:
+        """Sequences that take part in steps."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that arrived or were preempted, and are not admitted yet."""
+        return len(self._waiting)
+
+    @property
+    def wasted_slots(self) -> int:
+        """KV slots that are held and not written, between steps: tails; one that forks share counts once."""
+        tails: dict[int, int] = {}
+        for sequence in (*self._running.values(), *self._waiting):
+            if sequence.table is not None and len(sequence.table):
+                tail = sequence.table.block_ids[-1]
+                tails[tail] = min(tails.get(tail, BLOCK_TOKENS), sequence.table.slots - sequence.computed)
+        return sum(tails.values())
+
+    def add(self, choices: list[Sequence]) -> None:
+        """Queue the choices of one request; the first computes the prompt for all."""
+        leader, *followers = choices
+        leader.followers = followers
+        for follower in followers:
+            follower.leader = leader
+        self._waiting.extend(choices)
+
+    def sequence(self, number: int) -> Sequence:
+        """The running sequence of that number, for the runner."""
+        return self._running[number]
+
+    def plan(self) -> StepPlan:
+        """Decide the next step. Takes blocks, admits, preempts; counters move only in `commit`."""
+        draft = _Draft(self.options.batch_tokens, self.options.logit_rows)
+        behind = len(self._running)
+        for sequence in tuple(self._running.values()):
+            behind -= 1
+            if sequence.table is not None:  # else it was preempted a moment ago
+                self._extend(sequence, draft, rows_kept=behind)
+        if not draft.preempted:
+            self._admit(draft)
+        self.steps += 1
+        self.preemptions += len(draft.preempted)
+        return StepPlan(self.steps, tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted))
+
+    def commit(self, plan: StepPlan, result: SampleResult) -> list[Output]:
+        """Take what the model said into the sequences; finished ones leave. One output for each chunk with rows."""
+        outputs = []
+        token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
+        row = 0
+        for number, start, tokens, rows in plan.chunks:
+            sequence = self._running[number]
+            sequence.computed = end = start + tokens
+            if sequence.followers and end >= sequence.prompt:
+                self._fork(sequence)
+            if not rows:
+                continue
+            if sequence.purpose is Purpose.GENERATE:
+                sequence.append(token_ids[row])
+                top = _top(result, row, sequence.params.logprobs)
+                outputs.append(Output(sequence, token_ids[row], logprobs[row], top))
+            else:
+                outputs.append(Output(sequence, None, 0.0, (), _score(sequence, end, rows, result, row)))
+            row += rows
+            if sequence.finish_reason is not None:
+                self._remove(sequence)
+        return outputs
+
+    def close(self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None) -> None:
+        """End a sequence that is queued or running, for a reason that lies outside the engine."""
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        self._remove(sequence)
+
+    def _extend(self, sequence: Sequence, draft: _Draft, rows_kept: int) -> None:
+        """Plan the sequence's next chunk. Without free blocks, preempt until it fits or is itself preempted."""
+        start = sequence.computed
+        tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
+        if sequence.purpose is Purpose.SCORE:
+            # Every sequence behind it keeps the one row it may need.
+            first = max(start, sequence.scored)
+            tokens = min(tokens, first + draft.rows_left - rows_kept - start)
+            rows = start + tokens - first
+        else:
+            rows = 1 if start + tokens == sequence.known else 0
+        if tokens <= 0:
+            return
+        assert sequence.table is not None
+        while sequence.table.blocks_needed(start, start + tokens) > self.pool.free:
+            victim = self._least_progressed()
+            self._preempt(victim, draft)
+            if victim is sequence:
+                return
+        draft.copies += sequence.table.extend(start, start + tokens)
+        draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, max(rows, 0))
+        draft.tokens_left -= tokens
+        draft.rows_left -= max(rows, 0)
+
+    def _admit(self, draft: _Draft) -> None:
+        """Let waiting sequences run, in order of arrival, while budget and blocks last. Nobody overtakes."""
+        index = 0
+        while index < len(self._waiting) and len(self._running) < self.options.max_sequences:
+            sequence = self._waiting[index]
+            if sequence.leader is not None:
+                index += 1  # its prompt is being computed
+                continue
+            if not (draft.tokens_left and draft.rows_left and self._fits(sequence)):
+                return
+            del self._waiting[index]
+            if sequence.table is None:
+                sequence.table = self.pool.open_table()
+            if sequence.cached is None:
+                sequence.cached = sequence.computed
+            self._running[sequence.number] = sequence
+            self._extend(sequence, draft, rows_kept=0)
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """All that is known of it, and one more block for each running sequence: or the next step preempts it."""
+        if not self._running:
+            return True  # a single sequence always fits: its limit is at most the pool
+        if sequence.table is None:
+            needed = -(-sequence.target // BLOCK_TOKENS)
+        else:
+            needed = sequence.table.blocks_needed(sequence.computed, sequence.target)
+        return needed + len(self._running) <= self.pool.free
+
+    def _least_progressed(self) -> Sequence:
+        """Whom it costs least to lose its blocks: forks that wait, latest first; then the least computed."""
+        for sequence in reversed(self._waiting):
+            if sequence.table is not None:
+                return sequence
+        return min(self._running.values(), key=lambda sequence: (sequence.computed, -sequence.number))
+
+    def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
+        """Take the sequence's blocks; it waits at its place by arrival and computes again, to the same bits."""
+        assert sequence.table is not None
+        sequence.table.close()
+        sequence.table = None
+        sequence.computed = 0
+        draft.preempted.append(sequence.number)
+        dropped = draft.chunks.pop(sequence.number, None)
+        if dropped is not None:
+            draft.tokens_left += dropped.tokens
+            draft.rows_left += dropped.rows
+        if self._running.pop(sequence.number, None) is not None:
+            insort(self._waiting, sequence, key=lambda other: other.number)
+
+    def _fork(self, leader: Sequence) -> None:
+        """Give the followers the leader's prompt, all but its last token: that one yields their own logits."""
+        assert leader.table is not None
+        for follower in leader.followers:
+            follower.table = leader.table.fork(leader.prompt - 1)
+            follower.computed = leader.prompt - 1
+            follower.leader = None
+        leader.followers = []
+
+    def _remove(self, sequence: Sequence) -> None:
+        if self._running.pop(sequence.number, None) is None:
+            self._waiting.remove(sequence)
+        if sequence.table is not None:
+            sequence.table.close()
+            sequence.table = None
+        if sequence.leader is not None:
+            sequence.leader.followers.remove(sequence)
+            sequence.leader = None
+        if sequence.followers:  # ended before the prompt was there: the next choice computes it
+            heir, *rest = sequence.followers
+            heir.leader, heir.followers = None, rest
+            for follower in rest:
+                follower.leader = heir
+            sequence.followers = []
+
+
+def _top(result: SampleResult, row: int, wanted: int | None) -> tuple[tuple[int, float], ...]:
+    if not wanted:
+        return ()
+    ids, logprobs = result.top_ids[row, :wanted].tolist(), result.top_logprobs[row, :wanted].tolist()
+    return tuple(zip(ids, logprobs, strict=True))
+
+
+def _score(sequence: Sequence, end: int, rows: int, result: SampleResult, row: int) -> Scores:
+    sequence.scored = end
+    if end == sequence.target:
+        sequence.finish_reason = "length"
+    part, wanted = slice(row, row + rows), sequence.params.logprobs or 0
+    # Logits of position p are about the token at p + 1.
+    return Scores(
+        end - rows + 1, result.logprobs[part], result.top_ids[part, :wanted], result.top_logprobs[part, :wanted]
+    )

@@ -1,0 +1,122 @@
+"""One stream of tokens: what is known of it, how much of that is computed, and where its KV lies."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+
+from stoker.api.events import FinishReason
+from stoker.cache.blocks import BlockTable
+from stoker.kernels.program import Int32
+from stoker.sampling.rows import PackedParams
+
+_FIRST_CAPACITY = 256  # ids kept beyond the prompt before the buffer doubles; most answers are shorter
+
+
+class Purpose(Enum):
+    """Why a sequence is computed."""
+
+    GENERATE = "generate"  # to sample tokens after the prompt
+    SCORE = "score"  # to tell how likely each prompt token was; nothing is sampled
+
+
+class Sequence:
+    """One choice of a request. The scheduler writes the counters, `append` the ids; the rest is derived.
+
+    Intervals of positions, 0 <= computed <= target <= known <= limit:
+    [0, prompt)        given by the request
+    [prompt, known)    sampled
+    [0, computed)      their keys and values lie in `table`
+    [0, target)        what must be computed: all that is known; to score, all but the last token, which predicts
+                       nothing
+    """
+
+    __slots__ = (
+        "_ids", "cached", "choice", "computed", "finish_reason", "followers", "known", "leader", "limit", "number",
+        "packed", "params", "prompt", "purpose", "request_id", "scored", "stop_ids", "stop_reason", "table",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        request_id: str,
+        choice: int,
+        prompt_ids: Int32,
+        packed: PackedParams,
+        *,
+        limit: int,
+        stop_ids: frozenset[int],
+        purpose: Purpose = Purpose.GENERATE,
+    ) -> None:
+        self.number = number  # order of arrival; unique, never reused
+        self.request_id = request_id
+        self.choice = choice
+        self.packed = packed  # what the sampler needs of it, its own seed included
+        self.params = packed.params
+        self.purpose = purpose
+        self.stop_ids = stop_ids  # token ids that end it: eos (unless ignored) and the request's own
+        self.prompt = len(prompt_ids)
+        self.limit = limit  # most tokens, prompt included
+        self.known = self.prompt
+        self.computed = 0
+        self.scored = 0  # positions whose logits were turned into a score; preemption does not take them back
+        self.cached: int | None = None  # prompt tokens whose KV was there when it was first admitted; set then
+        self.table: BlockTable | None = None
+        # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its table.
+        self.leader: Sequence | None = None
+        self.followers: list[Sequence] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._ids: Int32 = np.empty(min(limit, self.prompt + _FIRST_CAPACITY), np.int32)
+        self._ids[: self.prompt] = prompt_ids
+
+    @property
+    def target(self) -> int:
+        """Tokens to have computed before the next one can be sampled (or the scoring is complete)."""
+        return self.known if self.purpose is Purpose.GENERATE else self.known - 1
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return self.known - self.prompt
+
+    @property
+    def ids(self) -> Int32:
+        """[known] a view, valid until the next `append`."""
+        return self._ids[: self.known]
+
+    @property
+    def seed(self) -> int:
+        """Keys this choice's noise: the request's seed + choice."""
+        return self.packed.seed
+
+    @property
+    def output_ids(self) -> Int32:
+        """[known - prompt] a view, valid until the next `append`."""
+        return self._ids[self.prompt : self.known]
+
+    def token_at(self, position: int) -> np.int32:
+        """The known token at a position."""
+        return self._ids[position]  # type: ignore[no-any-return]  # numpy types a scalar read as Any
+
+    def append(self, token_id: int) -> None:
+        """Add a sampled token and, if it is the last one, say why in `finish_reason`.
+
+        A token of -1 means that the sampler had none left to choose (all are banned, or the logits are not
+        numbers): the sequence ends in error.
+        """
+        if token_id < 0:
+            self.finish_reason = "error"
+            self.stop_reason = "no token was left to choose: all are banned, or the logits are not numbers"
+            return
+        known = self.known
+        if known == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(min(known, self.limit - known), np.int32)])
+        self._ids[known] = token_id
+        self.known = known + 1
+        if token_id in self.stop_ids and known + 1 - self.prompt > self.params.min_tokens:
+            self.finish_reason = "stop"
+            self.stop_reason = token_id if token_id in self.params.stop_token_ids else None
+        elif known + 1 == self.limit:
+            self.finish_reason = "length"

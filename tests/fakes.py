@@ -1,0 +1,143 @@
+"""Stand-ins that need no model file: a model whose answers betray every mistake in the cache, and its company.
+
+`ScriptedInterpreter` keeps token ids where a real model keeps keys and values: in the slots of the blocks it is
+told to write. Its logits are a hash of what it reads back through the block table, so a wrong block, a missing
+copy, a slot that was never written or overwritten by another sequence changes the answer (a chance of 1 in 2^32
+per position to go unnoticed) or fails on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker.api.errors import EngineError
+from stoker.kernels.interpreter import check_batch
+from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32
+from stoker.sampling.reference import ReferenceSampler
+from stoker.sampling.rows import SampleResult, SampleRow
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it permutes the 64-bit numbers
+_EMPTY = -1
+
+
+class ScriptedInterpreter:
+    """A deterministic model without weights: logits of a row depend on all token ids up to it, in their order."""
+
+    def __init__(self, *, vocabulary: int = 300, num_blocks: int = 256, context_tokens: int = 1 << 20) -> None:
+        self.vocabulary = vocabulary
+        self.num_blocks = num_blocks
+        self.block_bytes = BLOCK_TOKENS * 8
+        self.context_tokens = context_tokens
+        self.batches: list[Batch] = []
+        self.fail_at_run: int | None = None  # the run (from 0) that raises, for tests of failure
+        self._slots = np.full((num_blocks, BLOCK_TOKENS, 2), _EMPTY, np.int64)  # (token id, position)
+
+    def run(self, batch: Batch) -> Float32:
+        """Write the batch's tokens into their slots; logits [R, vocabulary] of the rows wanted."""
+        check_batch(
+            batch, vocabulary=self.vocabulary, num_blocks=self.num_blocks, context_tokens=self.context_tokens
+        )
+        self.batches.append(batch)
+        if self.fail_at_run == len(self.batches) - 1:
+            raise RuntimeError("scripted failure")
+        sequence_of = np.repeat(np.arange(batch.sequences), np.diff(batch.query_start))
+        blocks = batch.block_tables[sequence_of, batch.positions // BLOCK_TOKENS]
+        self._slots[blocks, batch.positions % BLOCK_TOKENS] = np.stack([batch.token_ids, batch.positions], axis=1)
+        logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
+        for out, row in zip(logits, batch.logit_rows.tolist(), strict=True):
+            table = batch.block_tables[sequence_of[row]]
+            out[:] = scripted_logits(self._read(table, int(batch.positions[row]) + 1), self.vocabulary)
+        return logits
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy one block's slots."""
+        self._slots[destination] = self._slots[source]
+
+    def _read(self, table: npt.NDArray[np.int32], tokens: int) -> npt.NDArray[np.int64]:
+        read = self._slots[table[: -(-tokens // BLOCK_TOKENS)]].reshape(-1, 2)[:tokens]
+        if not np.array_equal(read[:, 1], np.arange(tokens)):
+            raise EngineError(f"read positions {read[:, 1].tolist()} where 0 to {tokens - 1} should be")
+        return read[:, 0]
+
+
+def scripted_logits(token_ids: npt.NDArray[np.int64], vocabulary: int) -> Float32:
+    """What `ScriptedInterpreter` says after these tokens, without any cache: [vocabulary], in [0, 8)."""
+    with np.errstate(over="ignore"):
+        places = (np.arange(len(token_ids), dtype=np.uint64) + np.uint64(1)) * _MULTIPLIER
+        mixed = _mix(token_ids.astype(np.uint64) * np.uint64(2654435761) + places).sum(dtype=np.uint64)
+        words = _mix(np.arange(vocabulary, dtype=np.uint64) * _MULTIPLIER + mixed)
+    return ((words >> np.uint64(40)).astype(np.float32) / np.float32(1 << 21)).astype(np.float32)
+
+
+def _mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    words = (words ^ (words >> np.uint64(31))) * _MULTIPLIER
+    return (words ^ (words >> np.uint64(29))) * _MULTIPLIER
+
+
+class InstantInterpreter:
+    """Returns the same zeros at once: what is left of a step's time is the engine's own."""
+
+    def __init__(self, *, vocabulary: int = 64, num_blocks: int = 4096, rows: int = 64) -> None:
+        self.vocabulary = vocabulary
+        self.num_blocks = num_blocks
+        self.block_bytes = 0
+        self._logits = np.zeros((rows, vocabulary), np.float32)
+
+    def run(self, batch: Batch) -> Float32:
+        """Zeros [R, vocabulary]."""
+        return self._logits[: len(batch.logit_rows)]
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Nothing is kept, so nothing is copied."""
+
+
+class GreedySampler:
+    """The likeliest token and nothing else, in one numpy call."""
+
+    def sample(self, logits: Float32, rows: Sequence[SampleRow]) -> SampleResult:
+        """token_ids [R]; no logprobs."""
+        nothing = np.empty((len(rows), 0), np.int32)
+        return SampleResult(
+            logits.argmax(axis=1).astype(np.int32), np.zeros(len(rows), np.float32), nothing, nothing.astype(np.float32)
+        )
+
+
+class ManualClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        """Seconds since it was made."""
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.seconds += seconds
+
+
+class CountingSeeds:
+    """Draws 1000, 1001, ...: seeds that a test can name."""
+
+    def __init__(self) -> None:
+        self._next = 1000
+
+    def draw(self) -> int:
+        """The next number."""
+        self._next += 1
+        return self._next - 1
+
+
+__all__ = [
+    "CountingSeeds",
+    "GreedySampler",
+    "InstantInterpreter",
+    "ManualClock",
+    "ReferenceSampler",
+    "ScriptedInterpreter",
+    "scripted_logits",
+]
