@@ -171,6 +171,16 @@ class BlockTable:
         """True once the blocks were given back."""
         return not self._finalizer.alive
 
+    def is_writable(self, start: int, end: int) -> bool:
+        """True if positions [start, end) have places that nobody shares: nothing to do before the write."""
+        blocks, references = self._blocks, self._pool._references
+        first, last = start // BLOCK_TOKENS, (end - 1) // BLOCK_TOKENS
+        if last >= len(blocks):
+            return False
+        if first == last:  # a decode step, most of the time
+            return references[blocks[first]] == 1
+        return not self._copied_on_write(start, end)
+
     def blocks_needed(self, start: int, end: int) -> int:
         """How many free blocks a write of positions [start, end) takes; start <= slots held."""
         missing = -(-end // BLOCK_TOKENS) - len(self._blocks)

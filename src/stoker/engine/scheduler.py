@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from stoker.api.errors import RequestError
 from stoker.api.events import FinishReason
-from stoker.cache.blocks import BlockPool, Copy
+from stoker.cache.blocks import BlockPool, BlockTable, Copy
 from stoker.engine.plan import Chunk, Scores, StepPlan
 from stoker.engine.sequence import Purpose, Sequence
 from stoker.kernels.program import BLOCK_TOKENS
@@ -153,28 +153,36 @@ class Scheduler:
         self._remove(sequence)
 
     def _extend(self, sequence: Sequence, draft: _Draft, rows_kept: int) -> None:
-        """Plan the sequence's next chunk. Without free blocks, preempt until it fits or is itself preempted."""
+        """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found."""
         start = sequence.computed
         tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
-        if sequence.purpose is Purpose.SCORE:
+        if sequence.purpose is Purpose.GENERATE:
+            rows = 1 if start + tokens == sequence.known else 0
+        else:
             # Every sequence behind it keeps the one row it may need.
             first = max(start, sequence.scored)
             tokens = min(tokens, first + draft.rows_left - rows_kept - start)
-            rows = start + tokens - first
-        else:
-            rows = 1 if start + tokens == sequence.known else 0
+            rows = max(start + tokens - first, 0)
         if tokens <= 0:
             return
-        assert sequence.table is not None
-        while sequence.table.blocks_needed(start, start + tokens) > self.pool.free:
+        table = sequence.table
+        assert table is not None
+        if not table.is_writable(start, start + tokens):
+            if not self._make_room(sequence, table, start + tokens, draft):
+                return
+            draft.copies += table.extend(start, start + tokens)
+        draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, rows)
+        draft.tokens_left -= tokens
+        draft.rows_left -= rows
+
+    def _make_room(self, sequence: Sequence, table: BlockTable, end: int, draft: _Draft) -> bool:
+        """Preempt until the sequence's table can grow to `end`; false if it was itself the one to go."""
+        while table.blocks_needed(sequence.computed, end) > self.pool.free:
             victim = self._least_progressed()
             self._preempt(victim, draft)
             if victim is sequence:
-                return
-        draft.copies += sequence.table.extend(start, start + tokens)
-        draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, max(rows, 0))
-        draft.tokens_left -= tokens
-        draft.rows_left -= max(rows, 0)
+                return False
+        return True
 
     def _admit(self, draft: _Draft) -> None:
         """Let waiting sequences run, in order of arrival, while budget and blocks last. Nobody overtakes."""
