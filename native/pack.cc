@@ -271,14 +271,19 @@ int64_t ggml_row_bytes(int ggml_type, int64_t columns) {
   return bytes;
 }
 
-PackedMatrix allocate_packed(int ggml_type, int64_t rows, int64_t columns) {
-  // Far above any real matrix and low enough that no size below overflows: 2^31 columns are at most 2^37 bytes
-  // a panel, 2^31 rows are 2^27 panels.
+int64_t ggml_tensor_bytes(int ggml_type, int64_t rows, int64_t columns) {
+  // Far above any real matrix, and low enough that no size of a single panel overflows.
   constexpr int64_t kLargest = int64_t{1} << 31;
-  (void)ggml_row_bytes(ggml_type, columns);
-  if (rows < 1 || rows > kLargest || columns > kLargest)
+  const int64_t row_bytes = ggml_row_bytes(ggml_type, columns);
+  int64_t bytes = 0;
+  if (rows < 1 || rows > kLargest || columns > kLargest || __builtin_mul_overflow(rows, row_bytes, &bytes))
     throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " + std::to_string(columns) +
                                 " cannot be packed; rows and columns must be 1 .. 2147483648");
+  return bytes;
+}
+
+PackedMatrix allocate_packed(int ggml_type, int64_t rows, int64_t columns) {
+  (void)ggml_tensor_bytes(ggml_type, rows, columns);
   PackedMatrix m;
   m.layout = *layout_of(ggml_type);
   m.rows = rows;

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stoker.api.errors import ModelFormatError
+from stoker.weights.ggml_type import GGMLType
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -25,42 +25,30 @@ BLOCK_COLUMNS = 32  # one group of activations
 SUPER_COLUMNS = 256  # a K-quant's superblock
 
 
-class GGMLType(IntEnum):
-    """The tensor types of GGUF that can be packed, with their numbers in the file."""
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q2_K = 10
-    Q3_K = 11
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    IQ4_NL = 20
-    BF16 = 30
-
-
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
     """How the panels of one type read: value = scale * (q - offset) + minimum.
 
-    ``block_columns`` and ``block_bytes`` describe the file's blocks, the rest the panel. A float type has
-    ``bits == 0``: its panel is [columns][16] elements of ``block_bytes`` each.
+    A float type has ``bits == 0``: its panel is [columns][16] elements of ``block_bytes`` each.
     """
 
     ggml_type: GGMLType
-    block_columns: int
-    block_bytes: int
     bits: int = 0  # 4, 5 or 8 per quant in the panel; 0 for float types
     group: int = 0  # columns per scale
     offset: int = 0
     has_min: bool = False
     two_level: bool = False  # scale = d * sc, minimum = -(dmin * mn)
     signed_scale: bool = False  # sc is int8
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of one block in the file: 1, 32 or 256."""
+        return self.ggml_type.block_size
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in the file."""
+        return self.ggml_type.block_bytes
 
     @property
     def is_float(self) -> bool:
@@ -102,28 +90,28 @@ def _align64(count_bytes: int) -> int:
 
 
 _ALL = (
-    PackedLayout(GGMLType.F32, 1, 4),
-    PackedLayout(GGMLType.F16, 1, 2),
-    PackedLayout(GGMLType.BF16, 1, 2),
-    PackedLayout(GGMLType.Q4_0, 32, 18, bits=4, group=32, offset=8),
-    PackedLayout(GGMLType.Q4_1, 32, 20, bits=4, group=32, has_min=True),
-    PackedLayout(GGMLType.Q5_0, 32, 22, bits=5, group=32, offset=16),
-    PackedLayout(GGMLType.Q5_1, 32, 24, bits=5, group=32, has_min=True),
-    PackedLayout(GGMLType.Q8_0, 32, 34, bits=8, group=32, offset=128),
-    PackedLayout(GGMLType.IQ4_NL, 32, 18, bits=8, group=32, offset=128),
-    PackedLayout(GGMLType.Q2_K, 256, 84, bits=4, group=16, has_min=True, two_level=True),
-    PackedLayout(GGMLType.Q3_K, 256, 110, bits=4, group=16, offset=4, two_level=True, signed_scale=True),
-    PackedLayout(GGMLType.Q4_K, 256, 144, bits=4, group=32, has_min=True, two_level=True),
-    PackedLayout(GGMLType.Q5_K, 256, 176, bits=5, group=32, has_min=True, two_level=True),
-    PackedLayout(GGMLType.Q6_K, 256, 210, bits=8, group=16, offset=32, two_level=True, signed_scale=True),
+    PackedLayout(GGMLType.F32),
+    PackedLayout(GGMLType.F16),
+    PackedLayout(GGMLType.BF16),
+    PackedLayout(GGMLType.Q4_0, bits=4, group=32, offset=8),
+    PackedLayout(GGMLType.Q4_1, bits=4, group=32, has_min=True),
+    PackedLayout(GGMLType.Q5_0, bits=5, group=32, offset=16),
+    PackedLayout(GGMLType.Q5_1, bits=5, group=32, has_min=True),
+    PackedLayout(GGMLType.Q8_0, bits=8, group=32, offset=128),
+    PackedLayout(GGMLType.IQ4_NL, bits=8, group=32, offset=128),
+    PackedLayout(GGMLType.Q2_K, bits=4, group=16, has_min=True, two_level=True),
+    PackedLayout(GGMLType.Q3_K, bits=4, group=16, offset=4, two_level=True, signed_scale=True),
+    PackedLayout(GGMLType.Q4_K, bits=4, group=32, has_min=True, two_level=True),
+    PackedLayout(GGMLType.Q5_K, bits=5, group=32, has_min=True, two_level=True),
+    PackedLayout(GGMLType.Q6_K, bits=8, group=16, offset=32, two_level=True, signed_scale=True),
 )
-LAYOUTS: Mapping[int, PackedLayout] = MappingProxyType({int(each.ggml_type): each for each in _ALL})
+LAYOUTS: Mapping[int, PackedLayout] = MappingProxyType({each.ggml_type.type_id: each for each in _ALL})
 
 
 def packed_layout(ggml_type: int) -> PackedLayout:
     """The layout of a tensor type. Raises ModelFormatError naming the known types."""
     if ggml_type not in LAYOUTS:
-        known = ", ".join(f"{each.name} {each.value}" for each in GGMLType)
+        known = ", ".join(f"{each.ggml_type.name} {number}" for number, each in LAYOUTS.items())
         raise ModelFormatError(f"tensor type {ggml_type} is not supported; supported: {known}")
     return LAYOUTS[ggml_type]
 
@@ -133,7 +121,7 @@ def packed_layout(ggml_type: int) -> PackedLayout:
 
 @dataclass(frozen=True, slots=True)
 class Quants:
-    """Blocks of one type taken apart, nothing rounded or multiplied yet; N blocks of C columns, G groups each.
+    """Blocks taken apart, nothing rounded or multiplied yet; N blocks of C columns and G groups each.
 
     ``quants`` [N, C] are unsigned as in the panels. One-level types: ``d`` [N, 1] float16 is the scale,
     ``dmin`` the minimum, ``sc`` and ``mn`` are None. Two-level: see PackedLayout. ``dmin`` and ``mn`` are
@@ -174,8 +162,10 @@ def _fifth_bits_32(packed: Bytes) -> Bytes:
 def _scales_12(packed: Bytes) -> tuple[Bytes, Bytes]:
     """The 12 bytes of Q4_K and Q5_K to eight 6-bit scales and eight 6-bit minimums."""
     first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    sc = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
-    mn = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
+    sc = np.concatenate([first & 63, (third & 15) | (first >> np.uint8(6) << np.uint8(4))], axis=1)
+    mn = np.concatenate(
+        [second & 63, (third >> np.uint8(4)) | (second >> np.uint8(6) << np.uint8(4))], axis=1
+    )
     return sc, mn
 
 
@@ -206,7 +196,7 @@ def _split_iq4_nl(b: Bytes) -> Quants:
 
 def _split_q2_k(b: Bytes) -> Quants:
     quants = _fields(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 256)
-    return Quants(quants, _half(b, 80), _half(b, 82), b[:, :16] & 15, b[:, :16] >> 4)
+    return Quants(quants, _half(b, 80), _half(b, 82), b[:, :16] & 15, b[:, :16] >> np.uint8(4))
 
 
 def _split_q3_k(b: Bytes) -> Quants:
@@ -214,8 +204,8 @@ def _split_q3_k(b: Bytes) -> Quants:
     third = _fields(b[:, :32], 1).reshape(-1, 256)
     sc_low = _fields(b[:, 96:104], 4).reshape(-1, 16)
     sc_high = _fields(b[:, 104:108], 2).reshape(-1, 16)
-    sc = (sc_low | sc_high << 4).astype(np.int8) - np.int8(32)
-    return Quants(low | third << 2, _half(b, 108), sc=sc)
+    sc = (sc_low | sc_high << np.uint8(4)).astype(np.int8) - np.int8(32)
+    return Quants(low | third << np.uint8(2), _half(b, 108), sc=sc)
 
 
 def _split_q4_k(b: Bytes) -> Quants:
@@ -228,13 +218,13 @@ def _split_q5_k(b: Bytes) -> Quants:
     sc, mn = _scales_12(b[:, 4:16])
     low = _fields(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 256)
     fifth = _fields(b[:, 16:48], 1).reshape(-1, 256)
-    return Quants(low | fifth << 4, _half(b, 0), _half(b, 2), sc, mn)
+    return Quants(low | fifth << np.uint8(4), _half(b, 0), _half(b, 2), sc, mn)
 
 
 def _split_q6_k(b: Bytes) -> Quants:
     low = _fields(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 256)
     high = _fields(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 256)
-    return Quants(low | high << 4, _half(b, 208), sc=b[:, 192:208].view(np.int8))
+    return Quants(low | high << np.uint8(4), _half(b, 208), sc=b[:, 192:208].view(np.int8))
 
 
 _SPLITTERS: Mapping[GGMLType, Callable[[Bytes], Quants]] = MappingProxyType(
@@ -255,7 +245,7 @@ _SPLITTERS: Mapping[GGMLType, Callable[[Bytes], Quants]] = MappingProxyType(
 
 
 def _checked(layout: PackedLayout, raw: Bytes, rows: int, columns: int) -> Bytes:
-    """``raw`` as contiguous bytes [rows, row bytes]; ModelFormatError when the size is not that of the shape."""
+    """``raw`` as contiguous bytes [rows, row bytes]; ModelFormatError when its size is not the shape's."""
     row_bytes = layout.row_bytes(columns)
     if rows < 1 or raw.dtype != np.uint8 or raw.size != rows * row_bytes:
         raise ModelFormatError(
@@ -339,19 +329,21 @@ def _quant_section(layout: PackedLayout, quants: Bytes, rows: int) -> Bytes:
     words = panel.view(np.uint8).reshape(panels, PANEL_ROWS, blocks, 8, 4).transpose(0, 2, 3, 1, 4)
     if layout.bits == 8:
         return np.ascontiguousarray(words).reshape(panels, -1)
-    nibbles = (words[:, :, :4] & 15) | ((words[:, :, 4:] & 15) << 4)
-    sections = [nibbles.reshape(panels, blocks, 256)]
-    if layout.bits == 5:
-        fifth = (words >> 4).reshape(panels, blocks, 8 * 64)
-        sections.insert(0, np.packbits(fifth, axis=2, bitorder="little"))
-    return np.concatenate(sections, axis=2).reshape(panels, -1)
+    nibbles = (words[:, :, :4] & np.uint8(15)) | ((words[:, :, 4:] & np.uint8(15)) << np.uint8(4))
+    low = nibbles.reshape(panels, blocks, 256)
+    if layout.bits == 4:
+        return low.reshape(panels, -1)
+    fifth = (words >> np.uint8(4)).reshape(panels, blocks, 8 * 64)
+    masks = np.packbits(fifth, axis=2, bitorder="little")
+    return np.concatenate([masks, low], axis=2).reshape(panels, -1)
 
 
 def pack_reference(ggml_type: int, raw: Bytes, rows: int, columns: int) -> Bytes:
-    """The packed panels of a tensor, uint8 [panels, panel_bytes]; arguments and errors as dequantize_reference.
+    """The packed panels of a tensor, uint8 [panels, panel_bytes].
 
-    A scale or minimum that is NaN or infinite raises ModelFormatError with the row and the first column of
-    its block, the first in row order, as the native packer does.
+    Arguments and errors as dequantize_reference. A scale or minimum that is NaN or infinite raises
+    ModelFormatError with the row and the first column of its block, the first in row order, as the native
+    packer does.
     """
     layout = packed_layout(ggml_type)
     data = _checked(layout, raw, rows, columns)
@@ -389,10 +381,10 @@ def _read_quants(layout: PackedLayout, section: Bytes) -> Bytes:
         words = blocks.reshape(panels, -1, 8, PANEL_ROWS, 4)
     else:
         vectors = blocks[:, :, -256:].reshape(panels, -1, 4, PANEL_ROWS, 4)
-        words = np.concatenate([vectors & 15, vectors >> 4], axis=2)
+        words = np.concatenate([vectors & 15, vectors >> np.uint8(4)], axis=2)
         if layout.bits == 5:
             fifth = np.unpackbits(blocks[:, :, :64], axis=2, bitorder="little")
-            words = words | (fifth.reshape(words.shape) << 4)
+            words = words | (fifth.reshape(words.shape) << np.uint8(4))
     return np.ascontiguousarray(words.transpose(0, 3, 1, 2, 4)).reshape(panels, PANEL_ROWS, -1)
 
 
