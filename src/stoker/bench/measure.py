@@ -1,6 +1,6 @@
 """The loop that is timed: batches straight to an interpreter, without an engine between.
 
-The engine's own share is measured apart (`engine_rate`), so that the two can be told apart.
+`engine_rate` decodes the same way through `Engine.step`, so that Python's share can be told apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from stoker.api.errors import RequestError
+from stoker.api.request import SamplingParams
 from stoker.bench.workload import CHUNK_TOKENS, Decode, Prefill
+from stoker.engine.engine import Engine
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
 
@@ -105,6 +107,28 @@ class Stepper:
 
     def _draw(self, count: int) -> Int32:
         return self._random.integers(0, self._interpreter.vocabulary, count, dtype=np.int32)
+
+
+def engine_rate(
+    engine: Engine, workload: Decode, *, clock: Callable[[], float] = time.perf_counter, seed: int = 0
+) -> float:
+    """Tokens per second of decoding through `Engine.step`, greedily; the engine is idle before and after.
+
+    Prompts are prefilled first, untimed; only steps in which every sequence takes one token are timed.
+    """
+    random = np.random.default_rng(seed)
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=workload.steps + workload.sequences + 1)
+    for number in range(workload.sequences):
+        prompt = random.integers(0, engine.vocabulary, workload.context, dtype=np.int32).tolist()
+        engine.add(f"bench-{number}", prompt, params, seed=number)
+    # Prompts come in by chunks, so the first sequences are a few tokens ahead when the last one starts.
+    while len(engine.step()) < workload.sequences:
+        continue
+    started = clock()
+    tokens = sum(len(engine.step()) for _ in range(workload.steps))
+    seconds = clock() - started
+    engine.abort_all()
+    return tokens / seconds
 
 
 def median_rates(
