@@ -156,7 +156,9 @@ def _not_found(
 ) -> ModelNotFoundError:
     names = list(known) + [entry.name for entry in entries]
     stems = [model_stem(entry.path) for entry in entries if entry.origin != "ollama"]
-    close = difflib.get_close_matches(name, [*names, *stems], n=1, cutoff=0.5)
+    # A repository that is not here is more likely to be missing than to be misspelt.
+    cutoff = 0.9 if name.startswith("hf:") else 0.6
+    close = difflib.get_close_matches(name, [*names, *stems], n=1, cutoff=cutoff)
     hint = f"did you mean {close[0]!r}?" if close else None
     if hint is None and name.startswith("hf:"):
         hint = f"hf download {name.removeprefix('hf:').partition(':')[0]}"
