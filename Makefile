@@ -71,10 +71,11 @@ check: $(CHECK_INSTALLED)
 
 bench: $(INSTALLED)
 	@bench/peers/llama_cpp.sh $(PYTHON_IN_VENV)
-	@$(PYTHON_IN_VENV) bench/run.py $(ARGS)
+	@$(PYTHON_IN_VENV) -m bench.run $(ARGS)
 
 docs: $(INSTALLED)
 	@$(PYTHON_IN_VENV) scripts/write_reference.py
+	@$(PYTHON_IN_VENV) -m bench.report
 
 oracle:
 	@scripts/write-goldens

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class AnswerTiming:
     """Stamps of one answer, in seconds of the process's monotonic clock. Owned by whoever consumes the stream."""
 
-    prompt_tokens: int
+    prompt_tokens: int = 0  # known when the answer is done
     started_s: float = field(default_factory=time.perf_counter)
     first_token_s: float | None = None
     last_token_s: float | None = None

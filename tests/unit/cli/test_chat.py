@@ -1,0 +1,86 @@
+"""The chat loop, with typed lines and key presses played by a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from stoker.api.errors import PromptTooLongError
+from stoker.cli.chat import chat
+
+from .fakes import ScriptedModel
+
+
+def _type(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> Iterator[object]:
+    """Each call of input() gives the next line, or raises the next exception; what is left can be looked at."""
+    left = iter(lines)
+
+    def read() -> str:
+        line = next(left)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    return left
+
+
+def test_answers_go_to_stdout_and_the_rest_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _type(monkeypatch, "hello", EOFError)
+    chat(ScriptedModel("good day").talker())
+    shown = capsys.readouterr()
+    assert shown.out == "good day\n"
+    assert "answer 8 tokens" in shown.err
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _type(monkeypatch, "a", "b", EOFError)
+    model = ScriptedModel("long^C answer", "next")
+    chat(model.talker())
+    shown = capsys.readouterr()
+    assert shown.out == "long\nnext\n"
+    assert "stopped" in shown.err
+    assert len(model.prompts) == 2
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves_but_not_when_a_question_came_between(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = _type(monkeypatch, KeyboardInterrupt, "a", KeyboardInterrupt, KeyboardInterrupt, "never read")
+    chat(ScriptedModel("x").talker())
+    assert list(left) == ["never read"]
+    assert capsys.readouterr().out == "x\n"
+
+
+def test_a_refused_question_is_one_line_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _type(monkeypatch, "too long", "short", EOFError)
+    chat(ScriptedModel(PromptTooLongError("the prompt has 9 tokens; allowed: at most 8"), "ok").talker())
+    shown = capsys.readouterr()
+    assert "stoker: error: the prompt has 9 tokens; allowed: at most 8\n" in shown.err
+    assert shown.out == "ok\n"
+
+
+def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    left = _type(monkeypatch, "a", "/clear", "/nonsense", "/help", "   ", "b", "/exit", "never read")
+    model = ScriptedModel("x", "y")
+    chat(model.talker(), show_timing=False)
+    assert list(left) == ["never read"]
+    assert len(model.prompts[1]) == 1  # the first question was forgotten
+    shown = capsys.readouterr().err
+    assert "/nonsense is no command; known: /clear, /help, /exit" in shown
+    assert "Ctrl-C stops an answer" in shown
+    assert "tokens/s" not in shown
+
+
+def test_a_backslash_goes_on_in_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    _type(monkeypatch, "first\\", "second", EOFError)
+    model = ScriptedModel("x")
+    chat(model.talker(is_chat=False))
+    assert model.prompts == ["first\nsecond"]
