@@ -8,9 +8,12 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "pack_formats.h"
 
@@ -220,26 +223,52 @@ BlockSize block_size(int ggml_type) {
 
 int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// 64 bytes is a cache line and a full vector; matrices of 2 MiB and more take whole huge pages, since a
-// kernel walks them front to back and would otherwise miss the TLB every 4 kB.
-uint8_t* allocate_aligned(int64_t bytes) {
-  constexpr int64_t kHugePage = int64_t{2} << 20;
+// ---- memory --------------------------------------------------------------------------------------------
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Memory on huge pages, `bytes` long and zero or unspecified. Kernels read weights front to back at memory
+// speed: measured 25 GB/s on huge pages against 20 on 4 kB ones, and a first touch of 98 MB 9 ms against 40.
+std::shared_ptr<uint8_t> allocate_huge(int64_t bytes) {
   void* memory = nullptr;
-  if (posix_memalign(&memory, bytes >= kHugePage ? kHugePage : 64, static_cast<size_t>(bytes)) != 0)
-    throw std::bad_alloc();
+  if (posix_memalign(&memory, kHugePage, static_cast<size_t>(bytes)) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
   // Advice only: a kernel without huge pages refuses it and the memory is as good, so the answer is not read.
-  // The last, partial page stays small so that it costs no more than it holds.
-  if (bytes >= kHugePage) (void)madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+  // A last, partial page stays small so that it costs no more than it holds.
+  (void)madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
 #endif
-  return static_cast<uint8_t*>(memory);
+  return {static_cast<uint8_t*>(memory), [](uint8_t* p) { std::free(p); }};
 }
+
+// Most matrices of a small model are below 2 MiB and would get no huge page of their own, so those that are
+// made one after the other share chunks. A chunk lives as long as any matrix in it: a model is freed whole.
+// What a chunk has not handed out is never touched and costs address space only.
+class ChunkedMemory {
+ public:
+  std::shared_ptr<uint8_t> allocate(int64_t bytes) {
+    if (bytes > kChunk / 4) return allocate_huge(bytes);
+    const std::lock_guard lock(mutex_);
+    std::shared_ptr<uint8_t> chunk = current_.lock();
+    if (chunk == nullptr || used_ + bytes > kChunk) {
+      chunk = allocate_huge(kChunk);
+      current_ = chunk;
+      used_ = 0;
+    }
+    uint8_t* start = chunk.get() + used_;
+    used_ += bytes;  // panels are multiples of 64 bytes, so the next matrix is aligned as well
+    return {std::move(chunk), start};
+  }
+
+ private:
+  static constexpr int64_t kChunk = 16 * kHugePage;
+  std::mutex mutex_;
+  std::weak_ptr<uint8_t> current_;
+  int64_t used_ = 0;  // bytes of current_ handed out
+};
 
 }  // namespace
 
 // ---- public --------------------------------------------------------------------------------------------
-
-void FreeDeleter::operator()(void* p) const { std::free(p); }
 
 const Layout* layout_of(int ggml_type) {
   switch (ggml_type) {
@@ -297,7 +326,8 @@ PackedMatrix allocate_packed(int ggml_type, int64_t rows, int64_t columns) {
   }
   int64_t total = 0;
   if (__builtin_mul_overflow(m.panels, m.panel_bytes, &total)) throw std::bad_alloc();
-  m.data.reset(allocate_aligned(total));
+  static ChunkedMemory memory;
+  m.data = memory.allocate(total);
   return m;
 }
 

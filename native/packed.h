@@ -38,16 +38,15 @@ struct Layout {
 // Layout of a ggml tensor type, or nullptr when the type is not supported.
 const Layout* layout_of(int ggml_type);
 
-struct FreeDeleter { void operator()(void* p) const; };
-
-// A weight matrix [rows, columns] as panels of 16 rows. Owns its memory (64-byte aligned, zero-padded).
+// A weight matrix [rows, columns] as panels of 16 rows, 64-byte aligned. Shares the ownership of its memory:
+// small matrices made one after the other lie in one chunk of huge pages.
 struct PackedMatrix {
   Layout layout;
   int64_t rows = 0, columns = 0;
   int64_t panels = 0;         // ceil(rows / 16)
   int64_t scale_section = 0;  // bytes, multiple of 64; 0 for float kinds
   int64_t panel_bytes = 0;
-  std::unique_ptr<uint8_t, FreeDeleter> data;
+  std::shared_ptr<uint8_t> data;
 
   int64_t bytes() const { return panels * panel_bytes; }
   const uint8_t* panel(int64_t p) const { return data.get() + p * panel_bytes; }
