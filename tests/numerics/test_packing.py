@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.api.errors import ModelFormatError
+from stoker.weights.ggml_type import SUPPORTED_TYPE_NAMES
 from stoker.weights.gguf import GGUFFile, TensorInfo
 from stoker.weights.packing import (
     LAYOUTS,
@@ -176,7 +177,19 @@ def test_floats_pass_whatever_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "rows", "columns"),
-    [(9, 1, 32), (-1, 1, 32), (31, 1, 32), (3, 1, 31), (3, 1, 0), (12, 1, 128), (3, 0, 32), (3, -1, 32)],
+    [
+        (3, 2**31 + 1, 32),
+        (12, 2**40, 2**40),
+        (0, 2**62, 2**62),
+        (9, 1, 32),
+        (-1, 1, 32),
+        (31, 1, 32),
+        (3, 1, 31),
+        (3, 1, 0),
+        (12, 1, 128),
+        (3, 0, 32),
+        (3, -1, 32),
+    ],
 )
 def test_wrong_shapes_and_types_are_refused(kind: int, rows: int, columns: int) -> None:
     raw = np.zeros(4096, np.uint8)
@@ -185,6 +198,19 @@ def test_wrong_shapes_and_types_are_refused(kind: int, rows: int, columns: int) 
     for read in (pack_reference, dequantize_reference):
         with pytest.raises(ModelFormatError):
             read(kind, raw, rows, columns)
+
+
+def test_matrices_outlive_their_neighbours() -> None:
+    """Small matrices share memory: what is kept must stay as it was while others come and go."""
+    kept = {}
+    for seed in range(60):
+        rows = 300 + seed
+        raw = random_tensor(8, rows, 1024, seed)
+        kept[seed] = (raw, rows, native.PackedMatrix.pack(8, raw, rows, 1024))
+        if seed % 3:
+            del kept[seed]
+    for raw, rows, matrix in kept.values():
+        np.testing.assert_array_equal(matrix.panels_bytes(), pack_reference(8, raw, rows, 1024))
 
 
 def test_wrong_sizes_are_refused() -> None:
@@ -201,6 +227,10 @@ def test_wrong_sizes_are_refused() -> None:
         with pytest.raises(ValueError):
             matrix.unpack(begin, end)
     assert matrix.unpack(1, 1).shape == (0, 32)
+
+
+def test_supported_types_are_those_with_a_layout() -> None:
+    assert {layout.ggml_type.name for layout in LAYOUTS.values()} == set(SUPPORTED_TYPE_NAMES)
 
 
 def test_unknown_type_lists_the_known() -> None:
