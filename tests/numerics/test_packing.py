@@ -239,12 +239,12 @@ def test_unknown_type_lists_the_known() -> None:
 
 
 def sampled_rows(raw: Any, info: TensorInfo) -> tuple[Any, int]:
-    """At most 512 rows: the first and last 256 of a tensor, as bytes, and how many."""
+    """At most 256 rows: the first and last 128 of a tensor, as bytes, and how many."""
     rows = info.n_elements // info.shape[-1]
     by_row = raw.reshape(rows, -1)
-    if rows <= 512:
+    if rows <= 256:
         return raw, rows
-    return np.concatenate([by_row[:256], by_row[-256:]]).reshape(-1), 512
+    return np.concatenate([by_row[:128], by_row[-128:]]).reshape(-1), 256
 
 
 @pytest.mark.model
