@@ -30,6 +30,12 @@ inline F32 vabs(F32 a) {
   return STOKER_EACH(_mm256_andnot_ps(sign, a.v[0]), _mm256_andnot_ps(sign, a.v[1]));
 }
 inline F32 vsqrt(F32 a) { return STOKER_EACH(_mm256_sqrt_ps(a.v[0]), _mm256_sqrt_ps(a.v[1])); }
+inline F32 swap_pairs(F32 a) { return STOKER_EACH(_mm256_permute_ps(a.v[0], 0xB1), _mm256_permute_ps(a.v[1], 0xB1)); }
+inline F32 swap2(F32 a) { return STOKER_EACH(_mm256_permute_ps(a.v[0], 0x4E), _mm256_permute_ps(a.v[1], 0x4E)); }
+inline F32 swap4(F32 a) {
+  return STOKER_EACH(_mm256_permute2f128_ps(a.v[0], a.v[0], 1), _mm256_permute2f128_ps(a.v[1], a.v[1], 1));
+}
+inline F32 swap8(F32 a) { return STOKER_EACH(a.v[1], a.v[0]); }
 inline F32 load_f16(const uint16_t* p) {
   return STOKER_EACH(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
                      _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8))));
@@ -189,10 +195,9 @@ inline I32 dot4_full(I32 acc, U8x64 w, const int8_t* a) {
   const __m256i s = four_bytes(a);
   return STOKER_EACH(dot4_full_half(acc.v[0], w.v[0], s), dot4_full_half(acc.v[1], w.v[1], s));
 }
-inline I32 dot4_signed(I32 acc, const uint8_t* p, const int8_t* v) {
+inline I32 dot4_signed(I32 acc, const uint8_t* p, U8x64 v) {
   const __m256i u = four_bytes(p);
-  return STOKER_EACH(dot4_full_half(acc.v[0], u, _mm256_loadu_si256((const __m256i*)v)),
-                     dot4_full_half(acc.v[1], u, _mm256_loadu_si256((const __m256i*)(v + 32))));
+  return STOKER_EACH(dot4_full_half(acc.v[0], u, v.v[0]), dot4_full_half(acc.v[1], u, v.v[1]));
 }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 #undef STOKER_BINARY

@@ -22,6 +22,10 @@ inline F32 vmin(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32 vmax(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32 vabs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 inline F32 vsqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+inline F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xB1)}; }  // lanes 1 0 3 2 ...
+inline F32 swap2(F32 a) { return {_mm512_permute_ps(a.v, 0x4E)}; }        // lanes 2 3 0 1 ...
+inline F32 swap4(F32 a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0xB1)}; }
+inline F32 swap8(F32 a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0x4E)}; }
 inline F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 inline void store_f16(uint16_t* p, F32 a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -96,10 +100,10 @@ inline I32 dot4(I32 acc, U8x64 w, const int8_t* a) {
 }
 // The same for weight bytes of the full range, stored as q; the target multiplies q - kByteBias.
 inline I32 dot4_full(I32 acc, U8x64 w, const int8_t* a) { return dot4(acc, w, a); }
-// Four unsigned bytes at `p` (the same for all lanes) against every lane's four signed bytes at v.
-inline I32 dot4_signed(I32 acc, const uint8_t* p, const int8_t* v) {
+// Four unsigned bytes at `p` (the same for all lanes) against every lane's four bytes of v, read as signed.
+inline I32 dot4_signed(I32 acc, const uint8_t* p, U8x64 v) {
   int32_t four;
   __builtin_memcpy(&four, p, 4);
-  return {_mm512_dpbusd_epi32(acc.v, _mm512_set1_epi32(four), _mm512_loadu_si512(v))};
+  return {_mm512_dpbusd_epi32(acc.v, _mm512_set1_epi32(four), v.v)};
 }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }

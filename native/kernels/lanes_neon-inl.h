@@ -26,6 +26,10 @@ STOKER_BINARY(F32, F32, vmin, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i
 STOKER_BINARY(F32, F32, vmax, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]))
 STOKER_UNARY(F32, F32, vabs, vabsq_f32(a.v[i]))
 STOKER_UNARY(F32, F32, vsqrt, vsqrtq_f32(a.v[i]))
+STOKER_UNARY(F32, F32, swap_pairs, vrev64q_f32(a.v[i]))
+STOKER_UNARY(F32, F32, swap2, vextq_f32(a.v[i], a.v[i], 2))
+STOKER_UNARY(F32, F32, swap4, a.v[i ^ 1])
+STOKER_UNARY(F32, F32, swap8, a.v[i ^ 2])
 inline F32 fma(F32 a, F32 b, F32 c) { F32 r; STOKER_PARTS r.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]); return r; }
 inline F32 load_f16(const uint16_t* p) {
   F32 r;
@@ -156,11 +160,11 @@ inline I32 dot4_full(I32 acc, U8x64 w, const int8_t* a) {
   STOKER_PARTS acc.v[i] = vdotq_s32(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(128))), s);
   return acc;
 }
-inline I32 dot4_signed(I32 acc, const uint8_t* p, const int8_t* v) {
+inline I32 dot4_signed(I32 acc, const uint8_t* p, U8x64 v) {
   // u = (u - 128) + 128: one signed dot, and 64 · v twice for the rest.
   const int8x16_t s = veorq_s8(four_bytes(p), vdupq_n_s8(-128)), half = vdupq_n_s8(64);
   STOKER_PARTS {
-    const int8x16_t x = vld1q_s8(v + 16 * i);
+    const int8x16_t x = vreinterpretq_s8_u8(v.v[i]);
     acc.v[i] = vdotq_s32(vdotq_s32(vdotq_s32(acc.v[i], x, s), x, half), x, half);
   }
   return acc;

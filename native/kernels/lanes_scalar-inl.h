@@ -26,6 +26,10 @@ STOKER_BINARY(F32, vmax, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
 inline F32 fma(F32 a, F32 b, F32 c) { F32 r; STOKER_LANES r.v[i] = std::fma(a.v[i], b.v[i], c.v[i]); return r; }
 inline F32 vabs(F32 a) { F32 r; STOKER_LANES r.v[i] = std::fabs(a.v[i]); return r; }
 inline F32 vsqrt(F32 a) { F32 r; STOKER_LANES r.v[i] = std::sqrt(a.v[i]); return r; }
+inline F32 swap_pairs(F32 a) { F32 r; STOKER_LANES r.v[i] = a.v[i ^ 1]; return r; }
+inline F32 swap2(F32 a) { F32 r; STOKER_LANES r.v[i] = a.v[i ^ 2]; return r; }
+inline F32 swap4(F32 a) { F32 r; STOKER_LANES r.v[i] = a.v[i ^ 4]; return r; }
+inline F32 swap8(F32 a) { F32 r; STOKER_LANES r.v[i] = a.v[i ^ 8]; return r; }
 
 inline float widen_f16(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
@@ -136,8 +140,8 @@ inline I32 dot4(I32 acc, U8x64 w, const int8_t* a) {
   return acc;
 }
 inline I32 dot4_full(I32 acc, U8x64 w, const int8_t* a) { return dot4(acc, w, a); }
-inline I32 dot4_signed(I32 acc, const uint8_t* p, const int8_t* v) {
-  STOKER_LANES for (int j = 0; j < 4; ++j) acc.v[i] += (int32_t)p[j] * v[4 * i + j];
+inline I32 dot4_signed(I32 acc, const uint8_t* p, U8x64 v) {
+  STOKER_LANES for (int j = 0; j < 4; ++j) acc.v[i] += (int32_t)p[j] * (int8_t)v.v[4 * i + j];
   return acc;
 }
 inline void prefetch(const void*) {}

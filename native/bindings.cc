@@ -1,0 +1,235 @@
+// The Python face of the core: check shapes, release the GIL, call. Nothing is computed here.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "bind_sample.h"
+#include "pack.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace stoker;
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::capsule owner_of(T* array) {
+  return nb::capsule(array, [](void* p) noexcept { delete[] (T*)p; });
+}
+
+std::shared_ptr<PackedMatrix> pack(int type, Bytes raw, int64_t rows, int64_t columns, int threads, ThreadPool* pool) {
+  const int64_t row_bytes = ggml_row_bytes(type, columns);
+  if (rows < 1 || (int64_t)raw.size() / row_bytes != rows || (int64_t)raw.size() % row_bytes != 0)
+    throw std::invalid_argument("raw has " + std::to_string(raw.size()) + " bytes; " + std::to_string(rows) + " rows of " +
+                                std::to_string(row_bytes) + " bytes are needed");
+  auto m = std::make_shared<PackedMatrix>(allocate_packed(type, rows, columns));
+  std::vector<PackResult> results;
+  {
+    nb::gil_scoped_release release;
+    std::unique_ptr<ThreadPool> own;
+    if (!pool) own = std::make_unique<ThreadPool>(threads), pool = own.get();
+    const int64_t grain = std::max<int64_t>(1, m->panels / (pool->threads() * 4));
+    results.resize((size_t)((m->panels + grain - 1) / grain));
+    pool->run(m->panels, grain, [&](int64_t b, int64_t e, int) { results[(size_t)(b / grain)] = pack_panels(*m, type, raw.data(), b, e); });
+  }
+  for (const PackResult& r : results)
+    if (!r.ok)
+      throw std::invalid_argument("scale or minimum at row " + std::to_string(r.row) + ", column " + std::to_string(r.column) +
+                                  " is NaN or infinite");
+  return m;
+}
+
+struct LoadedProgram {  // keeps what the program borrows alive
+  std::shared_ptr<ThreadPool> pool;
+  std::shared_ptr<KvCache> cache;
+  Program program;
+  LoadedProgram(std::shared_ptr<ThreadPool> p, std::shared_ptr<KvCache> c, int64_t max_tokens)
+      : pool(std::move(p)), cache(std::move(c)), program(*pool, *cache, *choose_table(), max_tokens) {}
+};
+
+std::vector<float> vector_of(const Floats& a) { return std::vector<float>(a.data(), a.data() + a.size()); }
+
+using LogitsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+nb::object run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
+               Ints logit_rows, int64_t width) {
+  BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
+              token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data()};
+  if (b.tokens < 1 || b.tokens > self.program.max_tokens() || (int64_t)positions.size() != b.tokens ||
+      (int64_t)query_start.size() != b.sequences + 1 || (int64_t)tables.shape(0) != b.sequences)
+    throw std::invalid_argument("the batch's arrays do not fit together, or it has more than " +
+                                std::to_string(self.program.max_tokens()) + " tokens");
+  const float* out;
+  {
+    nb::gil_scoped_release release;
+    out = self.program.run(b);
+  }
+  return nb::cast(LogitsView((float*)out, {(size_t)b.rows, (size_t)width}, nb::find(self)), nb::rv_policy::reference);
+}
+
+void bind_steps(nb::class_<LoadedProgram>& c) {
+  c.def("float_buffer", [](LoadedProgram& s, int64_t width, bool selected) { return s.program.float_buffer(width, selected); },
+        "width"_a, "selected"_a)
+      .def("quantised_buffer",
+           [](LoadedProgram& s, int64_t columns, bool selected) { return s.program.quantised_buffer(columns, selected); },
+           "columns"_a, "selected"_a)
+      .def("rope_table",
+           [](LoadedProgram& s, int rotary, bool interleaved, Floats frequency) {
+             return s.program.rope_table(rotary, interleaved, vector_of(frequency));
+           },
+           "rotary"_a, "interleaved"_a, "frequency"_a)
+      .def("embed", [](LoadedProgram& s, int out, std::shared_ptr<PackedMatrix> table, float scale) {
+             s.program.add(EmbedStep{out, std::move(table), scale});
+           }, "out"_a, "table"_a, "scale"_a)
+      .def("norm",
+           [](LoadedProgram& s, int x, int residual, int out, int out_quantised, Floats weight, float eps, int64_t groups) {
+             s.program.add(NormStep{x, residual, out, out_quantised, vector_of(weight), eps, groups});
+           },
+           "x"_a, "residual"_a, "out"_a, "out_quantised"_a, "weight"_a, "eps"_a, "groups"_a)
+      .def("quantise", [](LoadedProgram& s, int x, int out) { s.program.add(QuantiseStep{x, out}); }, "x"_a, "out"_a)
+      .def("linear",
+           [](LoadedProgram& s, int x, int x_quantised,
+              std::vector<std::tuple<std::shared_ptr<PackedMatrix>, int, Floats, bool>> parts) {
+             LinearStep step{x, x_quantised, {}};
+             for (auto& [weight, out, bias, add] : parts) step.parts.push_back({weight, out, vector_of(bias), add});
+             s.program.add(std::move(step));
+           },
+           "x"_a, "x_quantised"_a, "parts"_a)
+      .def("gated_linear",
+           [](LoadedProgram& s, int x_quantised, int out_quantised, std::shared_ptr<PackedMatrix> gate,
+              std::shared_ptr<PackedMatrix> up, bool gelu) {
+             s.program.add(GatedLinearStep{x_quantised, out_quantised, std::move(gate), std::move(up),
+                                           gelu ? Activation::gelu_tanh : Activation::silu});
+           },
+           "x_quantised"_a, "out_quantised"_a, "gate"_a, "up"_a, "gelu"_a)
+      .def("gated",
+           [](LoadedProgram& s, int gate, int up, int out, bool gelu) {
+             s.program.add(GatedStep{gate, up, out, gelu ? Activation::gelu_tanh : Activation::silu});
+           },
+           "gate"_a, "up"_a, "out"_a, "gelu"_a)
+      .def("rope",
+           [](LoadedProgram& s, int x, int out, int table, int heads, int head_size) {
+             s.program.add(RopeStep{x, out, table, heads, head_size});
+           },
+           "x"_a, "out"_a, "table"_a, "heads"_a, "head_size"_a)
+      .def("attention",
+           [](LoadedProgram& s, int q, int k, int v, int out, int out_quantised, int layer, int heads, int kv_heads,
+              int head_size, float scale, float softcap, int64_t window) {
+             s.program.add(AttentionStep{q, k, v, out, out_quantised, layer, heads, kv_heads, head_size, scale, softcap, window});
+           },
+           "q"_a, "k"_a, "v"_a, "out"_a, "out_quantised"_a, "layer"_a, "heads"_a, "kv_heads"_a, "head_size"_a, "scale"_a,
+           "softcap"_a, "window"_a)
+      .def("add", [](LoadedProgram& s, int a, int b, int out) { s.program.add(AddStep{a, b, out}); }, "a"_a, "b"_a, "out"_a)
+      .def("scale", [](LoadedProgram& s, int x, int out, float f) { s.program.add(ScaleStep{x, out, f}); }, "x"_a, "out"_a, "factor"_a)
+      .def("softcap", [](LoadedProgram& s, int x, int out, float c) { s.program.add(SoftcapStep{x, out, c}); }, "x"_a, "out"_a, "cap"_a)
+      .def("select", [](LoadedProgram& s, int x, int out) { s.program.add(SelectStep{x, out}); }, "x"_a, "out"_a);
+}
+
+// Median-of-5 rates of this machine with `threads` threads: bytes read per second from memory that no cache
+// holds, and int8 operations (multiply and add apart) per second.
+nb::dict measure_limits(int threads) {
+  using Clock = std::chrono::steady_clock;
+  const KernelTable& k = *choose_table();
+  ThreadPool pool(threads);
+  const int64_t bytes = 384LL << 20, rounds = 4'000'000;
+  std::vector<double> read, dots;
+  {
+    nb::gil_scoped_release release;
+    std::unique_ptr<uint8_t[]> memory(new uint8_t[(size_t)bytes]);
+    pool.run(threads, 1, [&](int64_t b, int64_t e, int) {
+      for (int64_t i = b; i < e; ++i) std::memset(memory.get() + bytes / threads * i, (int)i, (size_t)(bytes / threads));
+    });
+    std::atomic<uint64_t> keep{0};
+    for (int i = 0; i < 5; ++i) {
+      const auto t0 = Clock::now();
+      const int64_t part = bytes / threads / 256 * 256;
+      pool.run(threads, 1, [&](int64_t b, int64_t e, int) {
+        for (int64_t j = b; j < e; ++j) keep += k.read_bytes(memory.get() + part * j, part);
+      });
+      const auto t1 = Clock::now();
+      pool.run(threads, 1, [&](int64_t b, int64_t e, int) {
+        for (int64_t j = b; j < e; ++j) keep += k.int8_dots(rounds / threads);
+      });
+      const auto t2 = Clock::now();
+      read.push_back((double)(part * threads) / std::chrono::duration<double>(t1 - t0).count());
+      dots.push_back((double)(rounds / threads * threads * 8) * 128 / std::chrono::duration<double>(t2 - t1).count());
+    }
+  }
+  std::sort(read.begin(), read.end());
+  std::sort(dots.begin(), dots.end());
+  nb::dict d;
+  d["dram_gb_s"] = read[2] / 1e9;
+  d["int8_tops"] = dots[2] / 1e12;
+  return d;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.attr("target") = nb::str(choose_table()->name);
+  m.attr("available_targets") = nb::str(available_targets());
+  m.def("measure_limits", &measure_limits, "threads"_a);
+  m.def("rope_frequencies", [](double base, int rotary) {
+    const std::vector<float> f = rope_frequencies(base, rotary);
+    float* out = new float[f.size()];
+    std::copy(f.begin(), f.end(), out);
+    return nb::ndarray<nb::numpy, float, nb::ndim<1>>(out, {f.size()}, owner_of(out));
+  }, "base"_a, "rotary"_a);
+
+  nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", &ThreadPool::threads);
+
+  nb::class_<PackedMatrix>(m, "PackedMatrix")
+      .def_static("pack", &pack, "ggml_type"_a, "raw"_a, "rows"_a, "columns"_a, "threads"_a = 1, "pool"_a.none() = nb::none())
+      .def_ro("rows", &PackedMatrix::rows)
+      .def_ro("columns", &PackedMatrix::columns)
+      .def_prop_ro("nbytes", &PackedMatrix::bytes)
+      .def_prop_ro("is_float", [](const PackedMatrix& s) { return s.layout.kind != Kind::quantised; })
+      .def("panels_bytes", [](const PackedMatrix& s) {
+        uint8_t* out = new uint8_t[(size_t)s.bytes()];
+        std::memcpy(out, s.data.get(), (size_t)s.bytes());
+        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>(out, {(size_t)s.panels, (size_t)s.panel_bytes}, owner_of(out));
+      })
+      .def("unpack", [](const PackedMatrix& s, int64_t begin, int64_t end) {
+        const int64_t count = end > begin ? end - begin : 0;
+        std::unique_ptr<float[]> out(new float[(size_t)(count * s.columns)]);
+        unpack_rows(s, begin, end, out.get());
+        float* p = out.release();
+        return nb::ndarray<nb::numpy, float, nb::ndim<2>>(p, {(size_t)count, (size_t)s.columns}, owner_of(p));
+      }, "row_begin"_a, "row_end"_a);
+
+  nb::class_<KvCache>(m, "KvCache")
+      .def("__init__", [](KvCache* self, bool int8, std::vector<std::tuple<int, int>> layers, int64_t blocks) {
+        std::vector<KvLayerShape> shapes;
+        for (auto& [kv_heads, head_size] : layers) shapes.push_back({kv_heads, head_size});
+        new (self) KvCache(int8 ? KvType::int8 : KvType::f16, std::move(shapes), blocks);
+      }, "int8"_a, "layers"_a, "blocks"_a)
+      .def_prop_ro("blocks", &KvCache::blocks)
+      .def_prop_ro("block_bytes", &KvCache::block_bytes)
+      .def("copy_block", [](KvCache& s, int64_t source, int64_t destination) {
+        if (source < 0 || source >= s.blocks() || destination < 0 || destination >= s.blocks())
+          throw std::invalid_argument("block " + std::to_string(source) + " or " + std::to_string(destination) +
+                                      " is outside 0 to " + std::to_string(s.blocks() - 1));
+        s.copy_block(source, destination);
+      }, "source"_a, "destination"_a);
+
+  nb::class_<LoadedProgram> program(m, "Program");
+  program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t>(), "pool"_a, "cache"_a, "max_tokens"_a)
+      .def_prop_ro("buffer_bytes", [](const LoadedProgram& s) { return s.program.buffer_bytes(); })
+      .def("run", &run, "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "width"_a);
+  bind_steps(program);
+  bind_sample(m);
+}

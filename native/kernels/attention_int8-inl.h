@@ -1,0 +1,136 @@
+// Attention on the int8 cache: both products are exact integer dots. Keys, queries and values are rotated
+// (hadamard-inl.h) and rounded with one scale per token and head; probabilities, times the values' scales,
+// become u8 with one scale per row and chunk.
+
+struct Int8Cache {
+  // Scores of R rows against the 16 keys of one block: 4 numbers of 16 keys per dot.
+  template <int R>
+  static inline void score_block(const AttentionTask& task, const UnitRows& rows, int r0, const uint8_t* head, int block, AttentionScratch& s) {
+    const int n = task.head_size;
+    const int8_t* q[R];
+    I32 acc[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const int64_t flat = rows.flat(r0 + r);
+      q[r] = task.q_int8 + flat * n;
+      acc[r] = set1((int32_t)((kByteBias - 128) * task.q_sum[flat]));
+    }
+    for (int i = 0; i < n / 4; ++i) {
+      const U8x64 keys = load_bytes(head + 64 * i);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r] = dot4_full(acc[r], keys, q[r] + 4 * i);
+    }
+    const F32 key_scale = load((const float*)(head + 32 * n));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      store(s.scores + (r0 + r) * kChunkTokens + 16 * block, to_f32(acc[r]) * (key_scale * set1(task.q_scale[rows.flat(r0 + r)])));
+  }
+
+  static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+    for (int b = 0; b < blocks; ++b) {
+      int r = 0;
+      for (; r + 8 <= rows.count; r += 8) score_block<8>(task, rows, r, heads[b], b, s);
+      for (; r + 3 <= rows.count; r += 3) score_block<3>(task, rows, r, heads[b], b, s);
+      for (; r < rows.count; ++r) score_block<1>(task, rows, r, heads[b], b, s);
+    }
+    for (int r = 0; r < rows.count; ++r)  // absent blocks lie past every query: hidden by the softmax's mask
+      for (int b = blocks; b < 4; ++b) store(s.scores + r * kChunkTokens + 16 * b, zero_f32());
+  }
+
+  // sums[r][d..d+16) = sums * decay + (sum over the chunk's tokens of byte * value) * factor.
+  template <int R>
+  static inline void value_lanes(const AttentionTask& task, int r0, int d, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+    const int n = task.head_size;
+    I32 acc[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = zero_i32();
+    for (int b = 0; b < blocks; ++b)
+#pragma GCC unroll 4
+      for (int quad = 0; quad < 4; ++quad) {
+        const U8x64 values = load_bytes(heads[b] + 16 * n + quad * 4 * n + 4 * d);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          acc[r] = dot4_signed(acc[r], s.bytes + (r0 + r) * kChunkTokens + 16 * b + 4 * quad, values);
+      }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if (s.factor[r0 + r] == 0.0f && s.decay[r0 + r] == 1.0f) continue;  // adds nothing; not even to a -0
+      float* sums = s.sums + (r0 + r) * n + d;
+      const F32 fresh = to_f32(acc[r]) * set1(s.factor[r0 + r]);
+      store(sums, s.decay[r0 + r] == 0.0f ? fresh : fma(load(sums), set1(s.decay[r0 + r]), fresh));
+    }
+  }
+
+  static inline void values(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+    const int n = task.head_size;
+    for (int r = 0; r < rows.count; ++r) {
+      float* p = s.scores + r * kChunkTokens;
+      F32 w[4], most = zero_f32();
+      for (int b = 0; b < 4; ++b) {
+        w[b] = b < blocks ? load(p + 16 * b) * load((const float*)(heads[b] + 32 * n + 64)) : zero_f32();
+        most = vmax(most, w[b]);
+      }
+      const float top = reduce_max(most);
+      const F32 inverse = set1(top > 1e-35f ? 255.0f / top : 0.0f);
+      for (int b = 0; b < 4; ++b) store_i8((int8_t*)s.bytes + r * kChunkTokens + 16 * b, to_i32(w[b] * inverse));
+      s.factor[r] = s.factor[r] * (top * (1.0f / 255.0f));
+    }
+    for (int d = 0; d < n; d += 16) {
+      int r = 0;
+      for (; r + 8 <= rows.count; r += 8) value_lanes<8>(task, r, d, heads, blocks, s);
+      for (; r + 3 <= rows.count; r += 3) value_lanes<3>(task, r, d, heads, blocks, s);
+      for (; r < rows.count; ++r) value_lanes<1>(task, r, d, heads, blocks, s);
+    }
+  }
+};
+
+// Rotated x [head_size] as int8 with one scale; returns the scale and, through sum, the sum of the bytes.
+inline float round_head(float* x, int head_size, int8_t* out, int32_t* sum) {
+  hadamard(x, head_size);
+  F32 most = zero_f32();
+  for (int d = 0; d < head_size; d += 16) most = vmax(most, vabs(load(x + d)));
+  const float top = reduce_max(most);
+  const bool zero = !(top > 1e-35f);
+  const F32 inverse = set1(zero ? 0.0f : 127.0f / top);
+  I32 total = zero_i32();
+  for (int d = 0; d < head_size; d += 16) {
+    const I32 q = to_i32(load(x + d) * inverse);
+    store_i8(out + d, q);
+    total = total + q;
+  }
+  *sum = reduce_add(total);
+  return zero ? 0.0f : top * (1.0f / 127.0f);
+}
+
+inline void store_keys_int8(const AttentionTask& task, const float* k, const float* v, int64_t token, int64_t sequence) {
+  const int n = task.head_size, position = task.positions[token], slot = position % kBlockTokens;
+  const int32_t block = task.block_tables[sequence * task.table_stride + position / kBlockTokens];
+  alignas(64) float x[kMaxHeadSize];
+  alignas(64) int8_t q[kMaxHeadSize];
+  int32_t unused;
+  for (int h = 0; h < task.kv_heads; ++h) {
+    uint8_t* head = task.cache->head(task.layer, block, h);
+    __builtin_memcpy(x, k + (token * task.kv_heads + h) * n, sizeof(float) * (size_t)n);
+    ((float*)(head + 32 * n))[slot] = round_head(x, n, q, &unused);
+    for (int d = 0; d < n; d += 4) {
+      uint32_t four;
+      __builtin_memcpy(&four, q + d, 4);
+      four ^= 0x80808080u;  // k + 128
+      __builtin_memcpy(head + 16 * d + 4 * slot, &four, 4);
+    }
+    __builtin_memcpy(x, v + (token * task.kv_heads + h) * n, sizeof(float) * (size_t)n);
+    ((float*)(head + 32 * n + 64))[slot] = round_head(x, n, q, &unused);
+    uint8_t* values = head + 16 * n + slot / 4 * 4 * n + slot % 4;
+    for (int d = 0; d < n; ++d) values[4 * d] = (uint8_t)q[d];
+  }
+}
+
+inline void prepare_queries_int8(const AttentionTask& task, int64_t token_begin, int64_t token_end) {
+  alignas(64) float x[kMaxHeadSize];
+  const int n = task.head_size;
+  const float scale = task.scale / (float)hadamard_block(n);  // q . k = (Hq) . (Hk) / block
+  for (int64_t flat = token_begin * task.heads; flat < token_end * task.heads; ++flat) {
+    __builtin_memcpy(x, task.q + flat * n, sizeof(float) * (size_t)n);
+    task.q_scale[flat] = round_head(x, n, task.q_int8 + flat * n, &task.q_sum[flat]) * scale;
+  }
+}

@@ -1,0 +1,32 @@
+#include "kv_cache.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+
+namespace stoker {
+
+KvCache::KvCache(KvType type, std::vector<KvLayerShape> layers, int64_t blocks) : type_(type), blocks_(blocks) {
+  for (const KvLayerShape& shape : layers) {
+    const int64_t head_bytes = head_block_bytes(type, shape.head_size);
+    layers_.push_back({shape, head_bytes, block_bytes_ * blocks});
+    block_bytes_ += head_bytes * shape.kv_heads;
+  }
+  mapped_bytes_ = block_bytes_ * blocks;
+  if (mapped_bytes_ == 0) return;
+  void* p = mmap(nullptr, (size_t)mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  base_ = (uint8_t*)p;
+}
+
+KvCache::~KvCache() {
+  if (base_) munmap(base_, (size_t)mapped_bytes_);
+}
+
+void KvCache::copy_block(int64_t source, int64_t destination) {
+  for (size_t l = 0; l < layers_.size(); ++l)
+    std::memcpy(head((int)l, destination, 0), head((int)l, source, 0), (size_t)(layers_[l].head_bytes * layers_[l].shape.kv_heads));
+}
+
+}  // namespace stoker

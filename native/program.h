@@ -1,0 +1,158 @@
+// A lowered model: steps over numbered buffers, run in order on the thread pool for one batch at a time.
+// Python (src/stoker/kernels/native.py) lowers a Program of ops to these steps, fusing on the way; the core
+// only executes. Every step works on rows (tokens), panels, or (sequence, head, split) units.
+#pragma once
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "kernel_table.h"
+#include "threads.h"
+
+namespace stoker {
+
+// One batch, as kernels/program.py describes it. Borrowed for the length of a run.
+struct BatchView {
+  int64_t tokens, sequences, table_stride, rows;
+  const int32_t *token_ids, *positions, *query_start, *kv_tokens, *block_tables, *logit_rows;
+};
+
+using Matrix = std::shared_ptr<const PackedMatrix>;
+
+// Buffers are named by the numbers that float_buffer() and quantised_buffer() gave; -1 means none.
+struct EmbedStep {
+  int out;
+  Matrix table;
+  float scale;
+};
+struct NormStep {  // out = norm(x), or residual + norm(x), per group of `width` columns; as floats or quantised
+  int x, residual, out, out_quantised;
+  std::vector<float> weight;
+  float eps;
+  int64_t groups;  // heads per row for per-head norms, else 1
+};
+struct QuantiseStep {
+  int x, out;
+};
+struct LinearPart {
+  Matrix weight;
+  int out;
+  std::vector<float> bias;  // empty: none
+  bool add;
+};
+struct LinearStep {  // parts share their input: quantised x, or float x for float weights
+  int x, x_quantised;
+  std::vector<LinearPart> parts;
+};
+struct GatedLinearStep {
+  int x_quantised, out_quantised;
+  Matrix gate, up;
+  Activation activation;
+};
+struct GatedStep {
+  int gate, up, out;
+  Activation activation;
+};
+struct RopeStep {
+  int x, out, table;
+  int heads, head_size;
+};
+struct AttentionStep {
+  int q, k, v, out, out_quantised;
+  int layer, heads, kv_heads, head_size;
+  float scale, softcap;
+  int64_t window;
+};
+struct AddStep {
+  int a, b, out;
+};
+struct ScaleStep {
+  int x, out;
+  float factor;
+};
+struct SoftcapStep {
+  int x, out;
+  float cap;
+};
+struct SelectStep {  // from here on one row per logit row
+  int x, out;
+};
+using Step = std::variant<EmbedStep, NormStep, QuantiseStep, LinearStep, GatedLinearStep, GatedStep, RopeStep,
+                          AttentionStep, AddStep, ScaleStep, SoftcapStep, SelectStep>;
+
+// Angles of one rotary embedding; cosines and signed sines for a batch are computed once per run.
+struct RopeTable {
+  int rotary;
+  bool interleaved;
+  std::vector<float> frequency;  // [rotary / 2], radians per position
+  std::vector<float> cosine, sine;  // [tokens][rotary], written by each run
+};
+
+class Program {
+ public:
+  // `pool` and `cache` outlive the program. max_tokens bounds the tokens, max_rows the logit rows of one run.
+  Program(ThreadPool& pool, KvCache& cache, const KernelTable& kernels, int64_t max_tokens)
+      : pool_(pool), cache_(cache), kernels_(kernels), max_tokens_(max_tokens), scratch_((size_t)pool.threads()) {}
+
+  // selected: sized for the logit rows rather than for the tokens of a batch.
+  int float_buffer(int64_t width, bool selected);
+  int quantised_buffer(int64_t columns, bool selected);
+  int rope_table(int rotary, bool interleaved, std::vector<float> frequency);
+  void add(Step step) { steps_.push_back(std::move(step)); }
+
+  // Runs every step; returns the last step's float buffer, [batch.rows][width], valid until the next run.
+  const float* run(const BatchView& batch);
+  int64_t buffer_bytes() const;
+  int64_t max_tokens() const { return max_tokens_; }
+
+ private:
+  friend struct StepRunner;
+  struct FloatBuffer {
+    int64_t width;
+    bool selected;
+    std::vector<float> data;
+  };
+  struct QuantisedBuffer {
+    int64_t columns;
+    bool selected;
+    std::vector<int8_t> q;
+    std::vector<float> scale, scaled_sum;
+    std::vector<int32_t> sum, half_sum;
+  };
+  struct UnitPlan {  // attention work of one batch for layers of one shape
+    int kv_heads = 0, group = 0, head_size = 0;
+    int64_t window = -1;
+    std::vector<AttentionUnit> units;
+    bool split = false;        // units hold one split each; `owners` join them
+    std::vector<AttentionUnit> owners;
+    std::vector<int64_t> owner_first, owner_parts;  // index of an owner's first unit, how many it has
+  };
+
+  float* floats(int buffer) { return buffer < 0 ? nullptr : floats_[(size_t)buffer].data.data(); }
+  QuantisedRows quantised(int buffer);
+  void make_rope_tables(const BatchView& batch);
+  const UnitPlan& plan_units(const BatchView& batch, const AttentionStep& step);
+
+  ThreadPool& pool_;
+  KvCache& cache_;
+  const KernelTable& kernels_;
+  int64_t max_tokens_;
+  std::vector<Step> steps_;
+  std::vector<FloatBuffer> floats_;
+  std::vector<QuantisedBuffer> quantised_;
+  std::vector<RopeTable> ropes_;
+  std::vector<UnitPlan> plans_;  // of the present batch
+  std::vector<float> partials_;
+  std::vector<int8_t> q_int8_;
+  std::vector<float> q_scale_;
+  std::vector<int32_t> q_sum_;
+  std::vector<AttentionScratch> scratch_;  // one per thread
+};
+
+// cos and sin of angle[i] = position * frequency[i] in float32, from double arithmetic of our own (no libm, whose
+// results differ between machines): cosine and signed sine per column, [rotary] each.
+void rope_row(const RopeTable& table, int32_t position, float* cosine, float* sine);
+// base^(-2i/rotary) for i < rotary/2, rounded to float32, by the same own arithmetic.
+std::vector<float> rope_frequencies(double base, int rotary);
+
+}  // namespace stoker
