@@ -1,4 +1,4 @@
-"""From one result file to a table, a plot, and the README's table. No library: the plot is a few SVG rectangles.
+"""From one result file to a table, a plot, and the README's table. The plot is a few SVG rectangles.
 
 `python -m bench.report` writes them again from the newest file in bench/results.
 """
@@ -93,20 +93,20 @@ def _method() -> list[str]:
     return [
         "## How it is measured",
         "",
-        "- `make bench`: every engine in a process of its own, in turns, workload by workload, on the same file.",
+        "- `make bench`: each engine in its own process, in turns, workload by workload, on the same file.",
         "  One round is not counted; of the others the median stands here, the extremes in `bench/results`.",
         "- `prefill_N`: a prompt of N random token ids, in chunks of 512, logits of the last token.",
-        "- `decode_B`: B sequences of 64 tokens each, then 32 steps of one token for each sequence.",
-        "  `decode_1_at_4096`: the same with one sequence of 4 096 tokens. Stoker's numbers include its sampler (greedy);",
-        "  llama.cpp's end when the logits are there, as in its own `llama-batched-bench`.",
-        "- Cold start: from the start of `python -m stoker run` to the first byte of the answer to a short question,",
-        "  the file in the page cache.",
+        "- `decode_B`: B sequences of 64 tokens each, then 32 steps of one token for each.",
+        "  `decode_1_at_4096`: the same with one sequence of 4 096 tokens. Stoker's numbers include",
+        "  its sampler (greedy); llama.cpp's end when the logits are there, as in `llama-batched-bench`.",
+        "- Cold start: from the start of `python -m stoker run` to the first byte of the answer to a short",
+        "  question, the file in the page cache.",
         "- Machines are noisy: compare the ratios of one run.",
     ]
 
 
 def plot(results: dict[str, Any]) -> str:
-    """An SVG of bars in groups: each workload's rates over llama.cpp's (over the group's own best without it)."""
+    """An SVG of bars in groups: each workload's rates over llama.cpp's; without it, bars of one length."""
     rows: list[str] = []
     y = 10
     for name, model in results["models"].items():
@@ -151,7 +151,7 @@ def _text(x: float, y: float, text: str, *, bold: bool = False) -> str:
 
 
 def main() -> None:
-    """Write table, plot and README from the newest result file; do nothing, and say so, where there is none."""
+    """Write table, plot and README from the newest result file; say so where there is none."""
     root = Path(__file__).resolve().parents[1]
     files = sorted((root / "bench" / "results").glob("*.json"))
     if not files:

@@ -1,6 +1,6 @@
 """`make bench`: Stoker beside llama.cpp on this machine, in one run, workload by workload in turns.
 
-Writes bench/results/DATE-HOST.json and from it docs/benchmarks.md, docs/benchmarks.svg and the README's table.
+Writes bench/results/DATE-HOST.json, and from it docs/benchmarks.md, docs/benchmarks.svg and README's table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.report import write_report
 from bench.worker import Worker
+
 from stoker import __version__
 from stoker.bench import WORKLOADS, Decode, Prefill
 from stoker.bench.cold_start import measure_cold_start
@@ -34,7 +35,9 @@ def main() -> None:
     """Measure, write the results, print the table."""
     options = _options()
     machine = describe_machine(options.threads)
-    print(f"{machine['cpu']}, {options.threads} threads; {options.runs} runs of each, medians", file=sys.stderr)
+    print(
+        f"{machine['cpu']}, {options.threads} threads; {options.runs} runs of each, medians", file=sys.stderr
+    )
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "stoker": __version__,
@@ -85,7 +88,9 @@ def measure_model(name: str, threads: int, runs: int, workloads: list[str]) -> d
 
 
 def _open_workers(path: Path, threads: int) -> list[Worker]:
-    llama = os.environ.get("STOKER_BENCH_LLAMA_PYTHON") or str(ROOT / "bench" / ".venv-llama" / "bin" / "python")
+    llama = os.environ.get("STOKER_BENCH_LLAMA_PYTHON") or str(
+        ROOT / "bench" / ".venv-llama" / "bin" / "python"
+    )
     workers = [Worker("stoker", [sys.executable, "-m", "bench.stoker_worker", str(path), str(threads)])]
     if Path(llama).exists():
         script = str(ROOT / "bench" / "peers" / "llama_cpp_worker.py")

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stoker.bench.model import open_stepper
+
 from stoker import __version__
 from stoker.bench import Decode, Prefill
-from stoker.bench.model import open_stepper
 
 
 def workload_of(request: dict[str, Any]) -> Prefill | Decode:

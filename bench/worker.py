@@ -38,7 +38,9 @@ class Worker:
         try:
             answer = json.loads(line)
         except json.JSONDecodeError as error:
-            raise WorkerError(f"{self.name} answered {line!r}; its status is {self._process.poll()}") from error
+            raise WorkerError(
+                f"{self.name} answered {line!r}; its status is {self._process.poll()}"
+            ) from error
         if not isinstance(answer, dict):
             raise WorkerError(f"{self.name} answered {line!r}; expected a JSON object")
         return answer
@@ -47,7 +49,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=60)

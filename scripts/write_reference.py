@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md and docs/reference/errors.md from the code, and the benchmark tables from the results.
+"""Write docs/reference/cli.md and docs/reference/errors.md from the code.
 
 `make docs` calls this; a test compares the pages with what it would write, so that they cannot grow stale.
 """
@@ -22,7 +22,10 @@ GENERATED = "<!-- Written by scripts/write_reference.py (make docs). Change the 
 # Variables that no option mirrors: (name, what it does).
 OTHER_VARIABLES = (
     ("STOKER_HOME", "Folder for fetched models, instead of the system's cache folder."),
-    ("STOKER_TARGET", "Instruction set of the kernels: scalar, avx2, avx512_vnni or neon_dot; default: the best here."),
+    (
+        "STOKER_TARGET",
+        "Instruction set of the kernels: scalar, avx2, avx512_vnni or neon_dot; default: the best here.",
+    ),
     ("HF_HUB_CACHE, HF_HOME", "Where Hugging Face keeps its files, as its own tools read them."),
     ("OLLAMA_MODELS", "Where Ollama keeps its models."),
 )
@@ -38,7 +41,10 @@ def cli_reference() -> str:
     lines += ["", "## Other environment variables", "", "| variable | |", "|---|---|"]
     lines += [f"| `{name}` | {text} |" for name, text in OTHER_VARIABLES]
     lines += ["", "## Exit status", "", "| status | |", "|---|---|", "| 0 | it worked |"]
-    lines += ["| 1 | an error; stderr has one line that says which |", "| 2 | wrong usage; stderr says what |"]
+    lines += [
+        "| 1 | an error; stderr has one line that says which |",
+        "| 2 | wrong usage; stderr says what |",
+    ]
     lines += ["| 130 | interrupted by Ctrl-C |", ""]
     return "\n".join(lines)
 
@@ -62,12 +68,12 @@ def _command(name: str, command: Any, rest: str) -> Iterator[str]:
 
 
 def _argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper()
+    name = (parameter.metavar or parameter.name).strip("[]").upper()
     return name if parameter.required else f"[{name}]"
 
 
 def _cell(text: str | None) -> str:
-    # A default that is a rule rather than a value stands in the help as "[default: ...]" and moves to its column.
+    # A default that is a rule, not a value, stands in the help as "[default: ...]" and moves to its column.
     return re.sub(r"\s*\[default:.*\]$", "", text or "").replace("|", "\\|")
 
 
@@ -88,7 +94,10 @@ def errors_reference() -> str:
     """The page of all error classes, in the order and under the headings of their module."""
     lines = ["# Errors", "", GENERATED, ""]
     lines += inspect.cleandoc(errors.__doc__ or "").splitlines()
-    lines += ["", "All are importable from `stoker.api.errors`. On the command line each is one line on stderr and exit"]
+    lines += [
+        "",
+        "Import them from `stoker.api.errors`. On the command line each is one line on stderr and exit",
+    ]
     lines += ["status 1.", "", "| error | is a | raised when |", "|---|---|---|"]
     for error in error_classes():
         base = error.__bases__[0].__name__

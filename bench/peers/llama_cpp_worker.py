@@ -33,7 +33,9 @@ class Worker:
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.random = np.random.default_rng(0)
         self.context: Any = None
-        self.context_holds: tuple[int, int] | None = None  # (sequences, tokens of each), kept between decode runs
+        self.context_holds: tuple[int, int] | None = (
+            None  # (sequences, tokens of each), kept between decode runs
+        )
 
     def measure(self, request: dict[str, Any]) -> float:
         """Tokens per second of one run of `request`."""

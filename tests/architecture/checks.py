@@ -29,10 +29,32 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "engine": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling"}),
         "llm": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine"}),
         "bench": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine", "llm", "_native"}
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "cache",
+                "sampling",
+                "engine",
+                "llm",
+                "_native",
+            }
         ),
         "cli": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine", "llm", "bench"}
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "cache",
+                "sampling",
+                "engine",
+                "llm",
+                "bench",
+            }
         ),
         "__main__": frozenset({"cli"}),
         "__init__": frozenset({"api", "sampling", "llm"}),
@@ -64,7 +86,18 @@ FORBIDDEN_WORDS = frozenset({"manager", "managers", "helper", "helpers", "util",
 
 _MUTABLE_LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 _MUTABLE_CALLS = frozenset(
-    {"list", "dict", "set", "bytearray", "deque", "defaultdict", "OrderedDict", "Counter", "count", "ContextVar"}
+    {
+        "list",
+        "dict",
+        "set",
+        "bytearray",
+        "deque",
+        "defaultdict",
+        "OrderedDict",
+        "Counter",
+        "count",
+        "ContextVar",
+    }
 )
 # An annotation that lets the type checker refuse every write.
 _READ_ONLY_ANNOTATION = re.compile(r"\b(Mapping|Sequence|AbstractSet|Collection)\b")
@@ -154,7 +187,9 @@ def check_function_lengths(source: Source) -> list[str]:
         assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
         if lines > MOST_LINES_OF_FUNCTION:
-            found.append(_says(source, node, f"{node.name} has {lines} lines, at most {MOST_LINES_OF_FUNCTION}"))
+            found.append(
+                _says(source, node, f"{node.name} has {lines} lines, at most {MOST_LINES_OF_FUNCTION}")
+            )
     return found
 
 
@@ -202,7 +237,9 @@ def check_excepts(source: Source) -> list[str]:
         if node.type is None:
             found.append(_says(source, node, "bare except"))
         elif all(isinstance(s, ast.Pass) or _is_ellipsis(s) for s in node.body):
-            found.append(_says(source, node, "silent except; contextlib.suppress with a reason, or handle it"))
+            found.append(
+                _says(source, node, "silent except; contextlib.suppress with a reason, or handle it")
+            )
     return found
 
 
@@ -244,7 +281,9 @@ def check_docstrings(source: Source) -> list[str]:
 def _undocumented(source: Source, body: list[ast.stmt]) -> list[str]:
     found = []
     for node in body:
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+        if not isinstance(
+            node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        ) or node.name.startswith("_"):
             continue
         decorators = {ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list}
         if decorators & {"overload", "typing.overload"} or any(d.endswith(".setter") for d in decorators):

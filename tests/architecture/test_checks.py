@@ -38,10 +38,14 @@ def test_relative_imports_in_a_package_are_resolved_from_the_package() -> None:
 
 def test_standard_library_only() -> None:
     known = frozenset({"dataclasses", "__future__"})
-    lawful = _source("from dataclasses import dataclass\nfrom stoker.api.errors import StokerError", "stoker.api.x")
+    lawful = _source(
+        "from dataclasses import dataclass\nfrom stoker.api.errors import StokerError", "stoker.api.x"
+    )
     assert checks.check_standard_library_only(lawful, known) == []
     assert len(checks.check_standard_library_only(_source("import numpy", "stoker.api.x"), known)) == 1
-    assert len(checks.check_standard_library_only(_source("import stoker.engine", "stoker.api.x"), known)) == 1
+    assert (
+        len(checks.check_standard_library_only(_source("import stoker.engine", "stoker.api.x"), known)) == 1
+    )
 
 
 def test_file_length() -> None:
@@ -96,7 +100,9 @@ def test_excepts() -> None:
     assert "bare" in checks.check_excepts(_source("try:\n    f()\nexcept:\n    raise"))[0]
     assert "silent" in checks.check_excepts(_source("try:\n    f()\nexcept OSError:\n    pass"))[0]
     assert "silent" in checks.check_excepts(_source("try:\n    f()\nexcept OSError:\n    ..."))[0]
-    assert checks.check_excepts(_source("try:\n    f()\nexcept OSError as error:\n    raise E from error")) == []
+    assert (
+        checks.check_excepts(_source("try:\n    f()\nexcept OSError as error:\n    raise E from error")) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,14 +126,18 @@ def test_keyed_noise_is_lawful() -> None:
 
 
 def test_docstrings() -> None:
-    found = checks.check_docstrings(_source('"""Module."""\ndef f(): ...\nclass A:\n    """A."""\n    def g(self): ...'))
+    found = checks.check_docstrings(
+        _source('"""Module."""\ndef f(): ...\nclass A:\n    """A."""\n    def g(self): ...')
+    )
     assert [line.split(": ", 1)[1] for line in found] == ["f has no docstring", "g has no docstring"]
     assert "no docstring" in checks.check_docstrings(_source("x = 1"))[0]
     lawful = '"""Module."""\ndef _f(): ...\ndef g():\n    """G."""\n    def inner(): ...\n'
     assert checks.check_docstrings(_source(lawful)) == []
 
 
-@pytest.mark.parametrize("text", ["class BlockManager: ...", "def load_helper(): ...", "util = 1", "def f(utils): ..."])
+@pytest.mark.parametrize(
+    "text", ["class BlockManager: ...", "def load_helper(): ...", "util = 1", "def f(utils): ..."]
+)
 def test_empty_names_are_found(text: str) -> None:
     assert len(checks.check_names(_source(text))) == 1
 

@@ -1,4 +1,4 @@
-"""The rules of the house, on every file of the repository. What each rule finds is tested in test_checks.py."""
+"""The rules of the house, on every file. What each rule finds is tested in test_checks.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from .checks import Source
 
 ROOT = Path(__file__).parents[2]
 NATIVE_SUFFIXES = frozenset({".cc", ".h", ".cpp", ".hpp"})
-TEXT_SUFFIXES = NATIVE_SUFFIXES | {".py", ".pyi", ".md", ".toml", ".txt", ".sh", ".json", ".yml", ".svg", ".cmake", ""}
+TEXT_SUFFIXES = NATIVE_SUFFIXES | {
+    ".py",
+    ".pyi",
+    ".md",
+    ".toml",
+    ".txt",
+    ".sh",
+    ".json",
+    ".yml",
+    ".svg",
+    ".cmake",
+    "",
+}
 
 
 def _own_files() -> list[Path]:
@@ -40,7 +52,9 @@ def _sources(*folders: str) -> list[Source]:
         if path.suffix == ".py" and relative.parts[0] in folders:
             parts = relative.with_suffix("").parts
             module = ".".join(parts[1:] if parts[0] == "src" else parts)
-            found.append(Source(str(relative), module.removesuffix(".__init__"), path.read_text(encoding="utf-8")))
+            found.append(
+                Source(str(relative), module.removesuffix(".__init__"), path.read_text(encoding="utf-8"))
+            )
     assert found, f"no Python files under {folders}"
     return found
 

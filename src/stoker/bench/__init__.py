@@ -1,4 +1,4 @@
-"""Measuring: a model's speed as other engines are measured, its start, and the machine's limits beside them."""
+"""Measuring: a model's speed, as other engines are measured, its start, and the machine's limits."""
 
 from __future__ import annotations
 

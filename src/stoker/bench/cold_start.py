@@ -43,8 +43,11 @@ def measure_cold_start(model_path: Path, *, threads: int | None, runs: int = 3) 
 
 def _one_start(command: Sequence[str]) -> ColdStart:
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
     first = process.stdout.read(1)
     first_token_s = time.perf_counter() - started
     process.stdout.read()

@@ -44,7 +44,7 @@ class Stepper:
         self._filled: tuple[int, int] | None = None  # (sequences, context) whose KV lies in the blocks
 
     def rate(self, workload: Prefill | Decode) -> float:
-        """Tokens per second of one run. Raises RequestError if context or KV blocks do not hold the workload."""
+        """Tokens per second of one run. Raises RequestError if context or blocks do not hold the workload."""
         self.check(workload)
         if isinstance(workload, Prefill):
             self._filled = None
@@ -55,11 +55,15 @@ class Stepper:
         """Raise RequestError unless `workload` fits the model's context and the interpreter's blocks."""
         longest = workload.tokens if isinstance(workload, Prefill) else workload.context + workload.steps
         if longest > self._context_tokens:
-            raise RequestError(f"{workload} needs {longest} tokens of context; the model has {self._context_tokens}")
+            raise RequestError(
+                f"{workload} needs {longest} tokens of context; the model has {self._context_tokens}"
+            )
         sequences = 1 if isinstance(workload, Prefill) else workload.sequences
         needed = sequences * _blocks(longest)
         if needed > self._interpreter.num_blocks:
-            raise RequestError(f"{workload} needs {needed} KV blocks; there are {self._interpreter.num_blocks}")
+            raise RequestError(
+                f"{workload} needs {needed} KV blocks; there are {self._interpreter.num_blocks}"
+            )
 
     def _prefill_rate(self, workload: Prefill) -> float:
         token_ids = self._draw(workload.tokens)
@@ -82,12 +86,14 @@ class Stepper:
         started = self._clock()
         for step in range(workload.steps):
             positions = np.full(sequences, context + step, np.int32)
-            logits = self._interpreter.run(Batch(token_ids, positions, starts, positions + np.int32(1), tables, rows))
+            logits = self._interpreter.run(
+                Batch(token_ids, positions, starts, positions + np.int32(1), tables, rows)
+            )
             token_ids = self._choose(logits)
         return sequences * workload.steps / (self._clock() - started)
 
     def _prefill(self, token_ids: Int32, table: Int32) -> Float32:
-        """Compute a prompt into the blocks of `table`: [blocks]; the logits [1, vocabulary] of its last token."""
+        """Compute a prompt into the blocks of `table`; the logits [1, vocabulary] of its last token."""
         logits = np.empty((0, 0), np.float32)
         for start in range(0, len(token_ids), CHUNK_TOKENS):
             chunk = token_ids[start : start + CHUNK_TOKENS]
@@ -117,7 +123,9 @@ def engine_rate(
     Prompts are prefilled first, untimed; only steps in which every sequence takes one token are timed.
     """
     random = np.random.default_rng(seed)
-    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=workload.steps + workload.sequences + 1)
+    params = SamplingParams(
+        temperature=0.0, ignore_eos=True, max_tokens=workload.steps + workload.sequences + 1
+    )
     for number in range(workload.sequences):
         prompt = random.integers(0, engine.vocabulary, workload.context, dtype=np.int32).tolist()
         engine.add(f"bench-{number}", prompt, params, seed=number)

@@ -51,11 +51,14 @@ def build_app() -> typer.Typer:
     def options(
         context: typer.Context,
         debug: Annotated[
-            bool, typer.Option("--debug", envvar="STOKER_DEBUG", help="Show a traceback when something fails.")
+            bool,
+            typer.Option("--debug", envvar="STOKER_DEBUG", help="Show a traceback when something fails."),
         ] = False,
         _version: Annotated[
             bool,
-            typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave."),
+            typer.Option(
+                "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+            ),
         ] = False,
     ) -> None:
         if isinstance(context.obj, _Border):
@@ -90,12 +93,12 @@ def run_app() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output went away (`stoker list | head -1`). Python would complain once more when it
-        # flushes stdout at exit, so stdout is pointed at nothing first.
+        # The reader of our output went away (`stoker list | head -1`). Python would complain once more when
+        # it flushes stdout at exit, so stdout is pointed at nothing first.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if border.debug:
             traceback.print_exc()
-        say(f"internal error: {type(error).__name__}: {error} (hint: STOKER_DEBUG=1 shows where; please report it)")
+        say(f"internal error: {type(error).__name__}: {error} (hint: STOKER_DEBUG=1 shows where)")
         sys.exit(1)

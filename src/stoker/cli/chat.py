@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stoker.api.errors import RequestError
 from stoker.cli.output import say
+from stoker.cli.talk import INTERRUPTED
 
 if TYPE_CHECKING:
     from stoker.cli.talk import Talker
@@ -24,7 +25,10 @@ def chat(talker: Talker, *, show_timing: bool = True) -> None:
     A question that is refused (too long) is taken back out of the conversation, which then goes on.
     """
     _enable_line_editing()
-    say(f"{talker.name}: /help for help, Ctrl-D to leave" + ("" if talker.is_chat else "; no chat template: plain text"))
+    say(
+        f"{talker.name}: /help for help, Ctrl-D to leave"
+        + ("" if talker.is_chat else "; no chat template: plain text")
+    )
     interrupted_at_prompt = False
     while True:
         try:
@@ -53,7 +57,7 @@ def _answer(talker: Talker, question: str, show_timing: bool) -> None:
     except RequestError as error:
         say(f"error: {error}")
         return
-    if answer.finish_reason == "interrupted":
+    if answer.finish_reason == INTERRUPTED:
         say("stopped")
     if show_timing:
         say(answer.timing.sentence())
@@ -84,7 +88,7 @@ def _read_question() -> str:
 
 
 def _enable_line_editing() -> None:
-    """Arrow keys and history, where Python was built with readline; without it the chat works all the same."""
+    """Arrow keys and history, where Python was built with readline; the chat works without it too."""
     try:
         import readline
     except ImportError:

@@ -18,15 +18,18 @@ WIDEST_VALUE = 96  # characters of a metadata value; a chat template alone has t
 
 def inspect(
     file: Annotated[
-        str, typer.Argument(help="The path of a .gguf file, or a model's name.", metavar="FILE", show_default=False)
+        str,
+        typer.Argument(
+            help="The path of a .gguf file, or a model's name.", metavar="FILE", show_default=False
+        ),
     ],
     as_json: JsonOption = False,
     metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="Show the metadata.")] = True,
     tensors: Annotated[bool, typer.Option("--tensors/--no-tensors", help="Show the tensors.")] = True,
 ) -> None:
-    """Print metadata and tensors of FILE; also of files with tensor types that cannot be run.
+    """Show what a model file holds.
 
-    Long values and arrays are abbreviated; --json has the values of short arrays and whole texts.
+    Metadata and tensors, also of files with tensor types that cannot be run. Long values and arrays are abbreviated; --json has the values of short arrays and whole texts.
     """
     from stoker.weights.gguf import GGUFFile
     from stoker.weights.inspect import describe
@@ -59,7 +62,9 @@ def inspect(
 
 
 def _print_summary(described: FileDescription) -> None:
-    print(printable(f"{described['name'] or 'unnamed'}: architecture {described['architecture'] or 'unknown'}"))
+    print(
+        printable(f"{described['name'] or 'unnamed'}: architecture {described['architecture'] or 'unknown'}")
+    )
     print(
         f"GGUF version {described['version']}, {format_bytes(described['size_bytes'])},"
         f" {described['n_parameters']:,} parameters, {described['bits_per_weight']:.2f} bits each"

@@ -7,7 +7,10 @@ from stoker.cli.output import format_bytes, print_json, print_table
 
 
 def list_models(as_json: JsonOption = False) -> None:
-    """List the models on this machine (also those of other tools), and known names that can be pulled."""
+    """List the models on this machine.
+
+    Also those that other tools have fetched, and the known names that can be pulled.
+    """
     from stoker.weights.sources import KNOWN_MODELS
     from stoker.weights.store import list_models as models_here
 
@@ -16,7 +19,8 @@ def list_models(as_json: JsonOption = False) -> None:
     absent = [model for model in KNOWN_MODELS.values() if model.name not in present]
     if as_json:
         here = [
-            {"name": e.name, "origin": e.origin, "size_bytes": e.size_bytes, "path": str(e.path)} for e in entries
+            {"name": e.name, "origin": e.origin, "size_bytes": e.size_bytes, "path": str(e.path)}
+            for e in entries
         ]
         there = [{"name": m.name, "origin": None, "size_bytes": m.size_bytes, "path": None} for m in absent]
         print_json({"models": here + there})

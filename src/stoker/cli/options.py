@@ -9,7 +9,7 @@ import typer
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        envvar="STOKER_MODEL",
+        metavar="MODEL",
         help="A model's name (`stoker list`), the path of a .gguf file, or hf:user/repo[:Q4_K_M].",
         show_default=False,
     ),
@@ -17,7 +17,11 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", "-t", min=1, envvar="STOKER_THREADS", help="CPU threads. [default: one for each physical core]"
+        "--threads",
+        "-t",
+        min=1,
+        envvar="STOKER_THREADS",
+        help="CPU threads. [default: one for each physical core]",
     ),
 ]
 ContextOption = Annotated[

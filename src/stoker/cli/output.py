@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,12 +53,31 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
+@contextmanager
+def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr for steps of unlike length; yields `update(done, total, what is under way)`."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, under_way: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int, under_way: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{title}: {under_way}")
+
+        yield update
+
+
 def printable(text: str) -> str:
     """`text` without anything that a terminal would act on: names in a file are not ours."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A plain table on stdout: columns padded to their widest cell, one line for each row."""
     lines = [tuple(map(printable, row)) for row in [columns, *rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]

@@ -12,12 +12,13 @@ from stoker.cli.output import byte_progress, format_bytes, print_json, say
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="A known name; `stoker list` shows them.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A known name; `stoker list` shows them.", show_default=False)],
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Fetch the model NAME, check it, and print the path of its file.
+    """Fetch a known model.
 
+    Checks it and prints the path of its file.
     An interrupted pull goes on where it stopped. What is there already and right is not fetched again.
     """
     path = fetch(name, quiet=quiet)
@@ -49,5 +50,5 @@ def fetch_if_missing(name_or_path: str) -> None:
         resolve(name_or_path)
     except ModelNotFoundError:
         model = KNOWN_MODELS[name_or_path]
-        say(f"{name_or_path} ({model.description}) is not here yet: fetching {format_bytes(model.download_bytes)}")
+        say(f"{name_or_path} ({model.description}) is not here yet: {format_bytes(model.download_bytes)}")
         fetch(name_or_path)

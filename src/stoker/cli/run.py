@@ -12,10 +12,15 @@ from stoker.cli.output import print_json, say
 
 PromptArgument = Annotated[
     str | None,
-    typer.Argument(help="The question. Left out: a chat on a terminal, otherwise read from stdin.", show_default=False),
+    typer.Argument(
+        metavar="[PROMPT]",
+        help="The question. Left out: a chat on a terminal, otherwise read from stdin.",
+        show_default=False,
+    ),
 ]
 SystemOption = Annotated[
-    str | None, typer.Option("--system", "-s", envvar="STOKER_SYSTEM", help="A system message before the chat.")
+    str | None,
+    typer.Option("--system", "-s", envvar="STOKER_SYSTEM", help="A system message before the chat."),
 ]
 MaxTokensOption = Annotated[
     int | None,
@@ -24,7 +29,7 @@ MaxTokensOption = Annotated[
         "-n",
         min=1,
         envvar="STOKER_MAX_TOKENS",
-        help="Most tokens of an answer. [default: what the context holds; 256 for models without a chat template]",
+        help="Most tokens of an answer. [default: what the context holds; 256 without a chat template]",
     ),
 ]
 TemperatureOption = Annotated[
@@ -32,21 +37,28 @@ TemperatureOption = Annotated[
     typer.Option("--temperature", envvar="STOKER_TEMPERATURE", help="0: always the likeliest token."),
 ]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", envvar="STOKER_TOP_P", help="Keep the likeliest tokens that reach this sum.")
+    float,
+    typer.Option("--top-p", envvar="STOKER_TOP_P", help="Keep the likeliest tokens that reach this sum."),
 ]
 TopKOption = Annotated[
-    int, typer.Option("--top-k", envvar="STOKER_TOP_K", help="Keep this many of the likeliest tokens; 0: all.")
+    int,
+    typer.Option("--top-k", envvar="STOKER_TOP_K", help="Keep this many of the likeliest tokens; 0: all."),
 ]
 MinPOption = Annotated[
     float,
-    typer.Option("--min-p", envvar="STOKER_MIN_P", help="Drop tokens less likely than this times the likeliest."),
+    typer.Option(
+        "--min-p", envvar="STOKER_MIN_P", help="Drop tokens less likely than this times the likeliest."
+    ),
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", envvar="STOKER_SEED", help="Same seed, same answer. [default: a new one each time]"),
+    typer.Option(
+        "--seed", envvar="STOKER_SEED", help="Same seed, same answer. [default: a new one each time]"
+    ),
 ]
 RawOption = Annotated[
-    bool, typer.Option("--raw", envvar="STOKER_RAW", help="Complete the text as it is, without the chat template.")
+    bool,
+    typer.Option("--raw", envvar="STOKER_RAW", help="Complete the text as it is, without the chat template."),
 ]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also say what was loaded, how, and the seed, on stderr.")
@@ -71,9 +83,10 @@ def run(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Answer PROMPT with MODEL, or chat. A known model that is missing is fetched first.
+    """Answer a prompt, or chat.
 
-    In a chat, Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice at the prompt, leaves. /help lists what else there is.
+    A known model that is not on this machine is fetched first.
+    In a chat, Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice at the prompt, leaves; /help says more.
     Models without a chat template (base models) go on with the text they are given.
     """
     from stoker.cli import compose

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from stoker.api.events import DoneEvent, Event, TokensEvent
-from stoker.api.request import Message, Prompt
+from stoker.api.request import Message
 from stoker.cli.timing import AnswerTiming
 
-# From a prompt to its events; closing the iterator aborts the request.
-Generate = Callable[[Prompt], Iterator[Event]]
+if TYPE_CHECKING:
+    from stoker.llm import Piece
+
+INTERRUPTED = "interrupted"  # beside the engine's own finish reasons
+
+# From a prompt (a text, or the messages of a chat) to its pieces; closing the iterator aborts the request.
+Generate = Callable[[str | tuple[Message, ...]], "Iterator[Piece]"]
 
 
 @dataclass
@@ -22,12 +26,12 @@ class Answer:
     Ctrl-C while it is iterated stops it: the request is aborted, and `finish_reason` is "interrupted".
     """
 
-    events: Iterator[Event]
+    stream: Iterator[Piece]
     on_end: Callable[[Answer], None] = lambda answer: None
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     timing: AnswerTiming = field(default_factory=AnswerTiming)
-    finish_reason: Literal["stop", "length", "abort", "interrupted"] | None = None
+    finish_reason: str | None = None  # none until it has ended
     seed: int | None = None
 
     @property
@@ -37,23 +41,21 @@ class Answer:
 
     def __iter__(self) -> Generator[str, None, None]:
         try:
-            for event in self.events:
-                if isinstance(event, TokensEvent):
-                    self.timing.count(len(event.token_ids))
-                    self.token_ids += event.token_ids
-                    if event.text:
-                        self.pieces.append(event.text)
-                        yield event.text
-                elif isinstance(event, DoneEvent):
-                    self.finish_reason = event.finish_reason
-                    self.seed = event.seed
-                    self.timing.prompt_tokens = event.usage.prompt_tokens
+            for piece in self.stream:
+                self.timing.count(len(piece.token_ids))
+                self.token_ids += piece.token_ids
+                if piece.text:
+                    self.pieces.append(piece.text)
+                    yield piece.text
+                if piece.finish_reason is not None:
+                    self.finish_reason = piece.finish_reason
+                    self.seed = piece.seed
+                    self.timing.prompt_tokens = piece.prompt_tokens or 0
         except KeyboardInterrupt:
-            self.finish_reason = "interrupted"
+            self.finish_reason = INTERRUPTED
         finally:
-            close = getattr(self.events, "close", None)
-            if close is not None:
-                close()
+            if isinstance(self.stream, Generator):
+                self.stream.close()
             self.on_end(self)
 
     def print_text(self) -> None:
@@ -64,7 +66,7 @@ class Answer:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         except KeyboardInterrupt:  # it struck here, between two pieces, not inside the iteration
-            self.finish_reason = "interrupted"
+            self.finish_reason = INTERRUPTED
         finally:
             pieces.close()
         if not self.text.endswith("\n"):
@@ -85,12 +87,18 @@ class Answer:
 class Talker:
     """One model and the conversation so far; the only writer of that.
 
-    With a chat template a question goes behind all earlier turns. Without one (base models, or `raw`) each question
-    is a text to go on with, and nothing is remembered.
+    With a chat template a question goes behind all earlier turns. Without one (base models, or `raw`) each
+    question is a text to go on with, and nothing is remembered.
     """
 
     def __init__(
-        self, name: str, generate: Generate, *, is_chat: bool, system: str | None = None, facts: Sequence[str] = ()
+        self,
+        name: str,
+        generate: Generate,
+        *,
+        is_chat: bool,
+        system: str | None = None,
+        facts: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.is_chat = is_chat
@@ -118,12 +126,13 @@ class Talker:
         Raises RequestError (from here or from the answer's iteration) for what cannot be answered; the
         conversation is then as before.
         """
+        timing = AnswerTiming()  # before the template and the tokenizer, which are part of the wait
         if not self.is_chat:
-            return Answer(self._generate(question))
+            return Answer(self._generate(question), timing=timing)
         asked = Message("user", question)
 
         def remember(answer: Answer) -> None:
             if answer.finish_reason is not None:
                 self._turns += [asked, Message("assistant", answer.text)]
 
-        return Answer(self._generate((*self._turns, asked)), on_end=remember)
+        return Answer(self._generate((*self._turns, asked)), on_end=remember, timing=timing)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class AnswerTiming:
-    """Stamps of one answer, in seconds of the process's monotonic clock. Owned by whoever consumes the stream."""
+    """Stamps of one answer in seconds of the process's clock. Owned by whoever consumes the stream."""
 
     prompt_tokens: int = 0  # known when the answer is done
     started_s: float = field(default_factory=time.perf_counter)
@@ -46,7 +46,7 @@ class AnswerTiming:
         return (self.answer_tokens - 1) / seconds if seconds > 0 else None
 
     def sentence(self) -> str:
-        """For stderr: "prompt 31 tokens, 2210 tokens/s; answer 120 tokens, 391 tokens/s; first token after 14 ms"."""
+        """For stderr: "prompt 31 tokens, 2210 tokens/s; answer ...; first token after 14 ms"."""
         parts = [_part("prompt", self.prompt_tokens, self.prompt_tokens_per_s)]
         parts.append(_part("answer", self.answer_tokens, self.answer_tokens_per_s))
         if self.time_to_first_token_s is not None:

@@ -15,7 +15,10 @@ from stoker.cli.output import print_json
 def version(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print the versions of Stoker and Python, the machine, and the CPU target in use."""
+    """Print versions, for a bug report.
+
+    Of Stoker and Python; the machine, and the instruction set that the kernels use.
+    """
     from stoker.cli.compose import native_target
 
     facts = {

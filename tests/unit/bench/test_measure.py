@@ -59,7 +59,9 @@ def test_prefill_covers_every_position_once_in_chunks(tokens: int) -> None:
     positions = np.concatenate([batch.positions for batch in interpreter.batches])
     assert positions.tolist() == list(range(tokens))
     assert max(batch.tokens for batch in interpreter.batches) <= 512
-    assert [len(batch.logit_rows) for batch in interpreter.batches[:-1]] == [0] * (len(interpreter.batches) - 1)
+    assert [len(batch.logit_rows) for batch in interpreter.batches[:-1]] == [0] * (
+        len(interpreter.batches) - 1
+    )
     assert interpreter.batches[-1].logit_rows.tolist() == [interpreter.batches[-1].tokens - 1]
 
 

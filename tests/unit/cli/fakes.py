@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stoker.api.events import DoneEvent, Event, TokensEvent, Usage
-from stoker.api.request import Prompt
+from stoker.api.request import Message
 from stoker.cli.talk import Talker
+from stoker.llm import Piece
 
 
 class ScriptedModel:
@@ -17,10 +17,10 @@ class ScriptedModel:
 
     def __init__(self, *answers: str | Exception) -> None:
         self.answers = list(answers)
-        self.prompts: list[Prompt] = []
+        self.prompts: list[str | tuple[Message, ...]] = []
         self.completed: list[bool] = []
 
-    def generate(self, prompt: Prompt) -> Iterator[Event]:
+    def generate(self, prompt: str | tuple[Message, ...]) -> Iterator[Piece]:
         self.prompts.append(prompt)
         answer = self.answers.pop(0)
         self.completed.append(False)
@@ -28,11 +28,11 @@ class ScriptedModel:
             raise answer
         shown, interrupt, _ = answer.partition("^C")
         for character in shown:
-            yield TokensEvent("r", 0, (ord(character),), character)
+            yield Piece(character, (ord(character),))
         if interrupt:
             raise KeyboardInterrupt
         self.completed[-1] = True
-        yield DoneEvent("r", 0, "stop", None, 7, Usage(prompt_tokens=5, completion_tokens=len(shown)))
+        yield Piece("", (), finish_reason="stop", seed=7, prompt_tokens=5)
 
     def talker(self, *, is_chat: bool = True, system: str | None = None) -> Talker:
         """A conversation with this model."""

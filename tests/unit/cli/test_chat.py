@@ -13,7 +13,7 @@ from .fakes import ScriptedModel
 
 
 def _type(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> Iterator[object]:
-    """Each call of input() gives the next line, or raises the next exception; what is left can be looked at."""
+    """Each call of input() gives the next line, or raises the next exception; returns what is left."""
     left = iter(lines)
 
     def read() -> str:

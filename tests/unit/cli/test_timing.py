@@ -8,7 +8,9 @@ from stoker.cli.timing import AnswerTiming
 
 
 def _timing(prompt: int, answer: int, first_s: float | None, last_s: float | None) -> AnswerTiming:
-    return AnswerTiming(prompt, started_s=10.0, first_token_s=first_s, last_token_s=last_s, answer_tokens=answer)
+    return AnswerTiming(
+        prompt, started_s=10.0, first_token_s=first_s, last_token_s=last_s, answer_tokens=answer
+    )
 
 
 def test_rates() -> None:
@@ -21,7 +23,10 @@ def test_rates() -> None:
 
 
 def test_an_answer_of_one_token_has_no_rate_and_one_of_none_no_time() -> None:
-    assert _timing(3, 1, 10.5, 10.5).sentence() == "prompt 3 tokens, 6 tokens/s; answer 1 token; first token after 500 ms"
+    assert (
+        _timing(3, 1, 10.5, 10.5).sentence()
+        == "prompt 3 tokens, 6 tokens/s; answer 1 token; first token after 500 ms"
+    )
     empty = _timing(3, 0, None, None)
     assert empty.sentence() == "prompt 3 tokens; answer 0 tokens"
     assert empty.as_dict()["time_to_first_token_s"] is None

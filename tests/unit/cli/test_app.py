@@ -1,0 +1,139 @@
+"""The border: what stands on stdout and stderr, and with which status the program leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gguf_builder import ARRAY, GGUF, STRING, U32, Tensor
+
+ROOT = Path(__file__).parents[3]
+
+
+def _tiny_file() -> bytes:
+    """A file that opens, with a name that tries to move the cursor and a list too long to show."""
+    file = GGUF(
+        keys=[
+            ("general.architecture", STRING, "llama"),
+            ("general.name", STRING, "tiny \x1b[2J model"),
+            ("tokens", ARRAY, (STRING, [f"t{i}" for i in range(100)])),
+            ("note", STRING, "long " * 50),
+            ("llama.context_length", U32, 64),
+        ],
+        tensors=[Tensor("token_embd.weight", [32, 4], 2, 0)],
+        data=bytes(4 * 18),
+    )
+    return file.to_bytes()
+
+
+def _stoker(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program as a user runs it, in a process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STOKER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "stoker", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**inherited, "PYTHONPATH": str(ROOT / "src"), **environment},
+    )
+
+
+def test_help_and_version_need_nothing_heavy() -> None:
+    """numpy alone takes longer to import than help may take; none of these is loaded for it."""
+    script = (
+        "import sys; sys.argv = ['stoker', '--help']\n"
+        "from stoker.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as leaving:\n"
+        "    heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'stoker._native', 'stoker.llm'} & set(sys.modules)\n"
+        "    print(leaving.code, sorted(heavy))\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert shown.stdout.splitlines()[-1] == "0 []"
+    assert "run" in shown.stdout
+
+
+def test_version() -> None:
+    shown = _stoker("--version")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("stoker ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "m", "--threads", "0"], ["run", "m", "--threads", "x"], ["nonsense"], ["run", "--nonsense"]],
+)
+def test_wrong_usage_is_status_2_with_nothing_on_stdout(arguments: list[str]) -> None:
+    shown = _stoker(*arguments)
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    assert "Usage: stoker" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "./missing.gguf", "x"], "missing.gguf"),
+        (["inspect", "no-such-model"], "no-such-model"),
+        (["inspect", "."], "folder"),
+        (["pull", "no-such-model"], "known names"),
+        (["run", "smollm2", "x", "--temperature", "-1"], "temperature is -1"),
+        (["run", "smollm2", "x", "--top-p", "nan"], "top_p is nan"),
+        (["run", "smollm2", "x", "--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_status_1(tmp_path: Path, arguments: list[str], says: str) -> None:
+    shown = _stoker(*arguments, STOKER_HOME=str(tmp_path), HOME=str(tmp_path))
+    assert shown.returncode == 1
+    assert shown.stdout == ""
+    assert shown.stderr.startswith("stoker: error: ")
+    assert shown.stderr.count("\n") == 1
+    assert says in shown.stderr
+
+
+@pytest.mark.parametrize("how", [["--debug"], []])
+def test_a_traceback_shows_only_when_it_is_asked_for(how: list[str]) -> None:
+    environment = {} if how else {"STOKER_DEBUG": "1"}
+    assert "Traceback" in _stoker(*how, "inspect", "no-such-model", **environment).stderr
+    assert "Traceback" not in _stoker("inspect", "no-such-model").stderr
+
+
+def test_options_have_variables() -> None:
+    shown = _stoker("run", "./missing.gguf", "x", STOKER_TEMPERATURE="-3")
+    assert "temperature is -3" in shown.stderr
+    assert _stoker("run", "./missing.gguf", "x", STOKER_THREADS="none").returncode == 2
+
+
+def test_list_shows_known_names_and_what_is_here(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.gguf").write_bytes(_tiny_file())
+    shown = _stoker("list", STOKER_HOME=str(tmp_path), HOME=str(tmp_path))
+    assert "stoker pull smollm2" in shown.stdout
+    assert "tiny" in shown.stdout
+    models = json.loads(_stoker("list", "--json", STOKER_HOME=str(tmp_path), HOME=str(tmp_path)).stdout)["models"]
+    assert {model["name"] for model in models if model["path"] is None} == {"smollm2", "gemma3-270m"}
+    assert [model["origin"] for model in models if model["path"]] == ["stoker"]
+
+
+def test_inspect_shows_metadata_and_tensors_and_nothing_a_terminal_would_act_on(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(_tiny_file())
+    shown = _stoker("inspect", str(path)).stdout
+    golden = ROOT / "tests" / "golden" / "cli" / "inspect.txt"
+    assert shown.replace(str(path), "PATH") == golden.read_text(encoding="utf-8")
+    as_json = json.loads(_stoker("inspect", str(path), "--json").stdout)
+    assert [tensor["name"] for tensor in as_json["tensors"]] == ["token_embd.weight"]
+    assert "tensors" not in json.loads(_stoker("inspect", str(path), "--json", "--no-tensors").stdout)
