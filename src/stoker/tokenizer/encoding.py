@@ -21,7 +21,7 @@ from stoker.tokenizer.pretokenizer import (
     library_pre_tokenizer,
 )
 from stoker.tokenizer.table import TokenTable
-from stoker.tokenizer.vocabulary import BYTE, SPACE, _merges_into, byte_characters
+from stoker.tokenizer.vocabulary import BYTE, SPACE, arises_from_text, byte_characters
 
 # After this many characters merged here the library is built: merging takes about 3 microseconds a
 # character, so by then it has cost about as much as the largest library model does.
@@ -130,9 +130,7 @@ class PlainEncoder:
                 self._library = build_library(self._table)
 
 
-def merge_symbols(
-    symbols: list[int], merge: Callable[[int, int], tuple[int, int] | None]
-) -> list[int]:
+def merge_symbols(symbols: list[int], merge: Callable[[int, int], tuple[int, int] | None]) -> list[int]:
     """Merge neighbours, least rank first and leftmost among equals, until none merge.
 
     ``merge(left, right)`` gives (rank, merged symbol) or None. O(n log n) for n symbols.
@@ -191,7 +189,7 @@ def build_library(table: TokenTable) -> Any:
     ids = {
         text: index
         for index, text in enumerate(texts)
-        if index >= num_tokens or types[index] == BYTE or _merges_into(types[index])
+        if index >= num_tokens or types[index] == BYTE or arises_from_text(types[index])
     }
     lefts: list[int] = []
     for left in range(len(texts)):

@@ -1,25 +1,24 @@
 """A tokenizer as flat tables in one file: mapped, checked and used without building any objects.
 
 Building the ``tokenizers`` library's model of 262 144 tokens takes about a second at every start; mapping
-these tables takes milliseconds. The file is written once by ``pack`` and never changed. Layout, little
-endian: ``MAGIC``, u32 length of the JSON header, u32 CRC-32 of all that follows, the header, then the
-sections at multiples of ``ALIGN_BYTES``.
+these tables takes milliseconds. The file is written once and never changed. Layout: ``MAGIC``, u32 length
+of the JSON header, u32 CRC-32 of all that follows (both little endian), the header, then the sections at
+multiples of ``ALIGN_BYTES`` in the byte order of the machine that wrote them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
 import sys
-import tempfile
 import zlib
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, Literal
 
 from stoker.tokenizer.partition import partitions_simply
 from stoker.tokenizer.vocabulary import (
@@ -105,7 +104,7 @@ class TokenTable:
         return None
 
 
-_SECTIONS: dict[str, str] = {  # name -> array typecode
+_SECTIONS: dict[str, Literal["I", "B"]] = {  # name -> array typecode
     "text_offsets": "I",
     "text_blob": "B",
     "byte_offsets": "I",
@@ -143,6 +142,7 @@ def pack(vocabulary: Vocabulary) -> bytes:
     }
     header = {
         "version": FORMAT_VERSION,
+        "byte_order": sys.byteorder,
         "algorithm": vocabulary.algorithm,
         "pre": vocabulary.pre,
         "bos_id": vocabulary.bos_id,
@@ -166,11 +166,6 @@ def pack(vocabulary: Vocabulary) -> bytes:
 
 def _write_sections(header: dict[str, Any], sections: dict[str, array[int] | bytes]) -> bytes:
     raw = {name: bytes(values) for name, values in sections.items()}
-    if sys.byteorder == "big":  # the file is little endian so that a cache folder can be carried along
-        for name, values in sections.items():
-            if isinstance(values, array):
-                values.byteswap()
-                raw[name] = values.tobytes()
     places: dict[str, tuple[int, int]] = {}
     at = 0
     for name, data in raw.items():
@@ -184,8 +179,6 @@ def _write_sections(header: dict[str, Any], sections: dict[str, array[int] | byt
 
 def unpack(data: Any) -> TokenTable:
     """View ``data`` (bytes or a mapping of the whole file) as tables. Raises TableError."""
-    if sys.byteorder == "big":
-        raise TableError("the tables are little endian")  # read_table then keeps them in memory, unmapped
     view = memoryview(data)
     if len(view) < _PREFIX_BYTES or bytes(view[: len(MAGIC)]) != MAGIC:
         raise TableError("not a tokenizer table")
@@ -194,8 +187,9 @@ def unpack(data: Any) -> TokenTable:
     if zlib.crc32(body) != int.from_bytes(view[len(MAGIC) + 4 : _PREFIX_BYTES], "little"):
         raise TableError("checksum does not match")
     header = json.loads(bytes(body[:length]))
-    if header.get("version") != FORMAT_VERSION:
-        raise TableError(f"version {header.get('version')}, not {FORMAT_VERSION}")
+    found_form = (header.get("version"), header.get("byte_order"))
+    if found_form != (FORMAT_VERSION, sys.byteorder):
+        raise TableError(f"version and byte order {found_form}, not {(FORMAT_VERSION, sys.byteorder)}")
     found = {}
     for name, (start, size) in header["sections"].items():
         found[name] = body[length + start : length + start + size].cast(_SECTIONS[name])
@@ -215,17 +209,15 @@ def read_table(path: Path) -> TokenTable:
 def write_table(path: Path, data: bytes) -> None:
     """Write ``data`` at ``path`` in one step: readers see the old file, the new one, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    part = path.with_name(f"{path.name}.{os.getpid()}.{get_ident()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # --- contents of the sections ----------------------------------------------------------------------
@@ -283,7 +275,7 @@ def _inner_space_after(vocabulary: Vocabulary) -> str:
     """Characters that stand before U+2581 inside some token: a text may be cut before U+2581 elsewhere."""
     if vocabulary.algorithm != "spm":
         return ""
-    before = set()
+    before: set[str] = set()
     for index in set(vocabulary.merges.merged):
         text = vocabulary.texts[index]
         before.update(text[at - 1] for at in range(1, len(text)) if text[at] == SPACE)

@@ -318,7 +318,7 @@ def _listed_merges(
 # --- SentencePiece BPE -----------------------------------------------------------------------------
 
 
-def _merges_into(kind: int) -> bool:
+def arises_from_text(kind: int) -> bool:
     # Control, unknown and byte tokens never arise from text: what looks like one in a text is text.
     return kind not in (CONTROL, UNKNOWN, BYTE)
 
@@ -336,7 +336,7 @@ def _char_symbols(
     symbols: dict[int, int] = {}
     inside: set[str] = set()
     for index, text in enumerate(texts):
-        if _merges_into(types[index]):
+        if arises_from_text(types[index]):
             if len(text) == 1:
                 symbols[ord(text)] = index
             elif not _is_cut_out_first(text, types[index]):
@@ -369,7 +369,7 @@ def _score_merges(
         raise ModelFormatError(f"{key} has {len(scores)} entries for {len(texts)} tokens")
     candidates: list[tuple[float, int]] = []
     for index, text in enumerate(texts):
-        if len(text) < 2 or not _merges_into(types[index]) or _is_cut_out_first(text, types[index]):
+        if len(text) < 2 or not arises_from_text(types[index]) or _is_cut_out_first(text, types[index]):
             continue
         if len(text) > MAX_SPM_TOKEN_CHARS:
             raise ModelFormatError(
@@ -380,7 +380,7 @@ def _score_merges(
             raise ModelFormatError(f"{key}[{index}] is {_shown(score)}; a number is needed")
         candidates.append((-score, index))
     candidates.sort()
-    pieces = {text: index for text, index in ids.items() if _merges_into(types[index])}
+    pieces = {text: index for text, index in ids.items() if arises_from_text(types[index])}
     pieces.update((chr(point), index) for point, index in symbols.items())
     merges = Merges(array("I"), array("I"), array("I"), array("I"))
     rank, previous = -1, None
