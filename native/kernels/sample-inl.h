@@ -167,6 +167,25 @@ inline void pad_candidates(SampleScratch& s, int64_t n) {
   for (int64_t i = n; i < n + 16; ++i) s.depth[i] = kLargest, s.ids[i] = 0;
 }
 
+// Appends the lanes of m (ids first_id + lane) to the candidates; returns their new number.
+inline int64_t append(Mask m, F32 depth, int32_t first_id, SampleScratch& s, int64_t n) {
+#if defined(STOKER_LANES_AVX512)
+  _mm512_storeu_ps(s.depth + n, _mm512_maskz_compress_ps(m.m, depth.v));
+  _mm512_storeu_si512(s.ids + n, _mm512_maskz_compress_epi32(m.m, (iota() + set1(first_id)).v));
+  return n + __builtin_popcount(m.m);
+#else
+  alignas(64) float lane[16];
+  uint32_t keep = bits(m);
+  if (keep) store(lane, depth);
+  for (; keep; keep &= keep - 1) {
+    const int i = __builtin_ctz(keep);
+    s.ids[n] = first_id + i;
+    s.depth[n++] = lane[i];
+  }
+  return n;
+#endif
+}
+
 // Candidates: all tokens with depth <= bound (finite), by ascending id. Returns how many.
 inline int64_t gather(const BlockedRow& row, const Depths& depths, const float* tops, float bound, SampleScratch& s) {
   int64_t n = 0;
@@ -175,14 +194,7 @@ inline int64_t gather(const BlockedRow& row, const Depths& depths, const float* 
     const float* y = row.block(b);
     for (int j = 0; j < 4; ++j) {
       const F32 d = depths.of(load(y + 16 * j));
-      uint32_t keep = bits(set1(bound) >= d);
-      alignas(64) float lane[16];
-      if (keep) store(lane, d);
-      for (; keep; keep &= keep - 1) {
-        const int i = __builtin_ctz(keep);
-        s.ids[n] = (int32_t)(b * kSampleBlock + 16 * j + i);
-        s.depth[n++] = lane[i];
-      }
+      n = append(set1(bound) >= d, d, (int32_t)(b * kSampleBlock + 16 * j), s, n);
     }
   }
   pad_candidates(s, n);

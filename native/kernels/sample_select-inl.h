@@ -14,24 +14,32 @@ inline uint32_t bits_of(float x) {
   return u;
 }
 
-// A token is kept if the weight before it is below limit. weight == nullptr counts tokens. limit >= 1.
-inline Cut find_cut(const float* key, const uint64_t* weight, int64_t n, uint64_t limit, uint64_t* digit) {
-  constexpr int widths[3] = {11, 10, 10};  // the sign bit is zero
-  Cut cut{false, 0, 0};
-  int shift = 31;
-  for (const int width : widths) {
-    shift -= width;
-    const uint32_t buckets = 1u << width;
-    for (uint32_t b = 0; b < buckets; ++b) digit[b] = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t k = bits_of(key[i]) >> shift;
-      if (k >> width == cut.key) digit[k & (buckets - 1)] += weight ? weight[i] : 1;
-    }
-    uint32_t b = 0;
-    while (b < buckets && cut.before + digit[b] < limit) cut.before += digit[b++];
-    if (b == buckets) return {true, 0, 0};  // only the first level can run out
-    cut.key = cut.key << width | b;
+// One digit of the radix selection: adds up the weights of the keys that begin with cut.key by their next
+// kWidth bits, and extends cut.key by the digit where the limit falls. weight == nullptr counts tokens.
+template <int kWidth, int kShift>
+inline void extend_cut(Cut& cut, const float* key, const uint64_t* weight, int64_t n, uint64_t limit,
+                       uint64_t* digit) {
+  constexpr uint32_t kBuckets = 1u << kWidth;
+  for (uint32_t b = 0; b < kBuckets; ++b) digit[b] = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t k = bits_of(key[i]) >> kShift;
+    if (k >> kWidth == cut.key) digit[k & (kBuckets - 1)] += weight ? weight[i] : 1;
   }
+  uint32_t b = 0;
+  while (b < kBuckets && cut.before + digit[b] < limit) cut.before += digit[b++];
+  if (b == kBuckets)
+    cut.all = true;  // only at the first digit, whose buckets hold everything
+  else
+    cut.key = cut.key << kWidth | b;
+}
+
+// A token is kept if the weight before it is below limit, limit >= 1. The sign bit of keys is zero.
+inline Cut find_cut(const float* key, const uint64_t* weight, int64_t n, uint64_t limit, uint64_t* digit) {
+  Cut cut{false, 0, 0};
+  extend_cut<11, 20>(cut, key, weight, n, limit, digit);
+  if (cut.all) return cut;
+  extend_cut<10, 10>(cut, key, weight, n, limit, digit);
+  extend_cut<10, 0>(cut, key, weight, n, limit, digit);
   return cut;
 }
 
