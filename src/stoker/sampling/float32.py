@@ -66,7 +66,7 @@ def exp(x: Float32) -> Float32:
 
 
 def split(x: Float32) -> tuple[Float32, Float32]:
-    """(e, f) with x = 2^e * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); x positive, normal, finite. f is exact."""
+    """(e, f), x = 2^e * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); x positive, normal, finite. f is exact."""
     bits = np.asarray(x, np.float32).view(np.int32)
     e = (bits - _SQRT_HALF_BITS) >> 23
     m = (bits - (e << 23)).view(np.float32)

@@ -42,8 +42,8 @@ def philox(counter: UInt32, key: tuple[int, int]) -> UInt32:
 def random_words(seed: int, position: int, token_ids: npt.NDArray[np.int64]) -> UInt32:
     """The 32 random bits of each token: uint32 [N] for token_ids int64 [N], seed and position below 2^64.
 
-    Sixteen consecutive counters serve 64 consecutive tokens, so that a 16-lane generator's four output words
-    are four runs of neighbouring tokens: token t takes word (t / 16) mod 4 of counter (t / 64) * 16 + t mod 16.
+    Sixteen counters serve 64 consecutive tokens, so that a 16-lane generator's four output words are four
+    runs of neighbouring tokens: token t takes word (t / 16) mod 4 of counter (t / 64) * 16 + t mod 16.
     """
     first = token_ids // 64 * 16 + token_ids % 16
     counters, back = np.unique(first, return_inverse=True)
@@ -53,14 +53,15 @@ def random_words(seed: int, position: int, token_ids: npt.NDArray[np.int64]) -> 
     counter[:, 2] = position >> 32
     counter[:, 3] = NOISE_DOMAIN
     words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    return words[back.reshape(-1), token_ids // 16 % 4]
+    chosen: UInt32 = words[back.reshape(-1), token_ids // 16 % 4]
+    return chosen
 
 
 def gumbel_of_words(words: UInt32) -> Float32:
     """Standard Gumbel numbers of 32-bit words: float32 [N] in [-3.14, 22.88].
 
-    With v = (word + 1/2) / 2^32: exponential e = -log(1 - v), Gumbel = -log(e). Large noise comes from small v,
-    where float32 is finest, so the tail keeps all 32 bits: the largest value is 33 ln 2, drawn 2^-32 of the time.
+    With v = (word + 1/2) / 2^32: exponential e = -log(1 - v), Gumbel = -log(e). Large noise comes from small
+    v, where float32 is finest, so the tail keeps all 32 bits: the largest value is 33 ln 2, one time in 2^32.
     """
     scale = np.float32(2.0**-32)
     v = (words.astype(np.float64) + 0.5).astype(np.float32) * scale

@@ -31,7 +31,7 @@ class ReferenceSampler:
     """The sampler in numpy. Same results as `Sampler`, bit for bit; some hundred times slower."""
 
     def sample(self, logits: Float32, rows: Sequence[SampleRow]) -> SampleResult:
-        """One token per row; logits: float32 [R, V], not modified. Raises `RequestError` as `pack_rows` does."""
+        """One token per row; logits: float32 [R, V], not modified. Raises `RequestError` like `Sampler`."""
         if logits.ndim != 2 or logits.dtype != np.float32 or len(rows) != len(logits):
             raise RequestError(f"logits are {logits.dtype} {logits.shape}; allowed: float32 ({len(rows)}, V)")
         packed = pack_rows(rows, logits.shape[1])
@@ -41,7 +41,8 @@ class ReferenceSampler:
         top_logprobs = np.full((len(rows), packed.top_count), np.nan, np.float32)
         for r, task in enumerate(packed.tasks):
             forced = int(task["forced_token"])
-            token = forced if forced >= 0 else sample_token(process_logits(logits[r], task, packed), task)
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinite logits have their rules
+                token = forced if forced >= 0 else sample_token(process_logits(logits[r], task, packed), task)
             token_ids[r] = token
             asked = int(task["top_logprobs"])
             if asked >= 0:
@@ -59,8 +60,8 @@ def process_logits(row: Float32, task: np.void, packed: PackedRows) -> Float32:
     x = row.copy()
     start, count = int(task["bias_start"]), int(task["bias_count"])
     if count:
-        ids = packed.bias_ids[start : start + count]
-        x[ids] = x[ids] + packed.bias_values[start : start + count]
+        biased = packed.bias_ids[start : start + count]
+        x[biased] = x[biased] + packed.bias_values[start : start + count]
     count = int(task["history_count"])
     if count:
         start, prompt = int(task["history_start"]), int(task["prompt_count"])
@@ -69,8 +70,7 @@ def process_logits(row: Float32, task: np.void, packed: PackedRows) -> Float32:
         produced = np.bincount(history[prompt:], minlength=len(x)).astype(np.float32)[seen]
         y = x[seen]
         penalty = task["repetition_penalty"]
-        with np.errstate(over="ignore"):
-            y = np.where(y > 0, y / penalty, y * penalty)
+        y = np.where(y > 0, y / penalty, y * penalty)
         y = y - task["frequency_penalty"] * produced
         y = np.where(produced > 0, y - task["presence_penalty"], y)
         x[seen] = y
@@ -113,8 +113,8 @@ def sample_token(x: Float32, task: np.void) -> int:
 def depths_of(x: Float32, inverse_temperature: np.float32) -> Float32:
     """(max - x) / temperature >= 0 for logits x [N] with a finite maximum."""
     top = x.max() + np.float32(0)  # -0 becomes +0: a depth is never -0
-    with np.errstate(over="ignore"):
-        return (top - x) * inverse_temperature
+    depths: Float32 = (top - x) * inverse_temperature
+    return depths
 
 
 def mass_of(depths: Float32) -> UInt64:
@@ -127,11 +127,12 @@ def within(mass: UInt64, share: float) -> npt.NDArray[np.bool_]:
     before = np.cumsum(mass) - mass
     total = mass.sum()
     limit = min(max(1.0, np.ceil(share * np.float64(total))), np.float64(total))
-    return before < min(np.uint64(limit), total)  # float64(total) may lie above total
+    inside: npt.NDArray[np.bool_] = before < min(np.uint64(limit), total)  # float64(total) may be above total
+    return inside
 
 
 def typical(order: Int64, depths: Float32, share: float) -> Int64:
-    """Locally typical tokens (Meister et al. 2022): those whose surprise is nearest the entropy, to `share`."""
+    """Locally typical tokens (Meister et al. 2022): surprise nearest the entropy, to `share` of the mass."""
     mass = mass_of(depths[order])
     order, mass = order[mass > 0], mass[mass > 0]
     d = depths[order]

@@ -1,12 +1,12 @@
 """What is to be sampled: one `SampleRow` per row of logits, packed into flat arrays for one native call.
 
 The part that stays the same through a request is packed once (`pack_params`); a step joins those bytes and
-fills in what changed. The record's fields are those of `SampleTask` in native/sample.h.
+fills in what changed. The record's fields are those of `SampleRecord` in native/sample.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from stoker.api.errors import RequestError
 from stoker.api.request import SEEDS, SamplingParams
 
 Int32 = npt.NDArray[np.int32]
+Integers = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 UInt32 = npt.NDArray[np.uint32]
 Float32 = npt.NDArray[np.float32]
 
@@ -44,7 +45,7 @@ TASK = np.dtype(
         ("reserved", "<i4"),
     ]
 )
-LEAST_MIN_P = 2.0**-100  # nothing so improbable is ever drawn; keeps the float32 logarithm in its normal range
+LEAST_MIN_P = 2.0**-100  # nothing so improbable is ever drawn; keeps the float32 logarithm in range
 _NO_TOKENS = np.zeros(0, np.int32)
 
 
@@ -152,7 +153,10 @@ def pack_rows(rows: Sequence[SampleRow], vocabulary: int) -> PackedRows:
     extras = [
         (i, row)
         for i, row in enumerate(rows)
-        if row.banned_ids or row.allowed_mask is not None or row.forced_token is not None or not row.packed.is_plain
+        if row.banned_ids
+        or row.allowed_mask is not None
+        or row.forced_token is not None
+        or not row.packed.is_plain
     ]
     if not extras:
         no_masks = np.zeros((0, (vocabulary + 31) // 32), np.uint32)
@@ -165,63 +169,67 @@ def pack_rows(rows: Sequence[SampleRow], vocabulary: int) -> PackedRows:
 def _pack_extras(
     tasks: npt.NDArray[np.void], extras: list[tuple[int, SampleRow]], vocabulary: int, top_count: int
 ) -> PackedRows:
-    bias: list[PackedParams] = []
-    banned: list[Int32] = []
-    history: list[Int32] = []
-    masks: list[UInt32] = []
-    bias_start = banned_start = history_start = 0
-    words = (vocabulary + 31) // 32
-    for i, row in extras:
-        task = tasks[i]
-        if len(row.packed.bias_ids):
-            task["bias_start"] = bias_start
-            bias_start += len(row.packed.bias_ids)
-            bias.append(row.packed)
-        if row.banned_ids:
-            ids = _checked_ids("banned_ids", np.asarray(row.banned_ids, np.int64), vocabulary)
-            task["banned_start"], task["banned_count"] = banned_start, len(ids)
-            banned_start += len(ids)
-            banned.append(ids)
-        if row.packed.needs_history:
-            ids = _checked_history(row, vocabulary)
-            task["history_start"], task["history_count"] = history_start, len(ids)
-            task["prompt_count"] = row.prompt_tokens
-            history_start += len(ids)
-            history.append(ids)
-        if row.allowed_mask is not None:
-            if row.allowed_mask.shape != (words,) or row.allowed_mask.dtype != np.uint32:
-                raise RequestError(
-                    f"allowed_mask is {row.allowed_mask.dtype} {row.allowed_mask.shape}; allowed: uint32 ({words},)"
-                )
-            task["mask_row"] = len(masks)
-            masks.append(row.allowed_mask)
-        if row.forced_token is not None:
-            _checked_ids("forced_token", np.array([row.forced_token], np.int64), vocabulary)
-            task["forced_token"] = row.forced_token
+    bias = [(i, row.packed) for i, row in extras if len(row.packed.bias_ids)]
+    bias_ids = _spans(tasks, "bias", [(i, packed.bias_ids) for i, packed in bias])
+    banned = _spans(
+        tasks, "banned", [(i, np.array(row.banned_ids, np.int64)) for i, row in extras if row.banned_ids]
+    )
+    penalised = [(i, row) for i, row in extras if row.packed.needs_history]
+    history = _spans(tasks, "history", [(i, _history_of(row)) for i, row in penalised])
+    _fill(tasks, "prompt_count", [(i, row.prompt_tokens) for i, row in penalised])
+    forced = [(i, row.forced_token) for i, row in extras if row.forced_token is not None]
+    for _, token_id in forced:
+        if not 0 <= token_id < vocabulary:
+            raise RequestError(f"forced_token is {token_id}; allowed: 0 to {vocabulary - 1}")
+    _fill(tasks, "forced_token", forced)
+    masked = [(i, row.allowed_mask) for i, row in extras if row.allowed_mask is not None]
+    _fill(tasks, "mask_row", [(i, m) for m, (i, _) in enumerate(masked)])
     return PackedRows(
         tasks,
-        _joined(bias, lambda p: p.bias_ids, np.int32),
-        _joined(bias, lambda p: p.bias_values, np.float32),
-        _joined(banned, lambda a: a, np.int32),
-        _joined(history, lambda a: a, np.int32),
-        np.stack(masks) if masks else np.zeros((0, words), np.uint32),
+        _checked_ids("logit_bias", bias_ids, vocabulary),
+        np.concatenate([packed.bias_values for _, packed in bias]) if bias else np.zeros(0, np.float32),
+        _checked_ids("banned_ids", banned, vocabulary),
+        _checked_ids("history", history, vocabulary),
+        _stacked_masks([mask for _, mask in masked], (vocabulary + 31) // 32),
         top_count,
     )
 
 
-def _joined(items: list, part: Callable, dtype: type) -> npt.NDArray:  # type: ignore[type-arg]
-    return np.concatenate([part(item) for item in items]) if items else np.zeros(0, dtype)
+def _fill(tasks: npt.NDArray[np.void], field: str, values: list[tuple[int, int]]) -> None:
+    if values:
+        tasks[field][[i for i, _ in values]] = [value for _, value in values]
 
 
-def _checked_ids(name: str, ids: npt.NDArray[np.integer], vocabulary: int) -> Int32:
-    if len(ids) and not (0 <= ids.min() and ids.max() < vocabulary):
-        raise RequestError(f"{name} has {ids.min()} to {ids.max()}; allowed: 0 to {vocabulary - 1}")
+def _spans(tasks: npt.NDArray[np.void], field: str, parts: list[tuple[int, Integers]]) -> Integers:
+    """Joins the rows' arrays and notes in the tasks where each begins and how long it is."""
+    if not parts:
+        return _NO_TOKENS
+    start = 0
+    starts: list[tuple[int, int]] = []
+    for i, part in parts:
+        starts.append((i, start))
+        start += len(part)
+    _fill(tasks, f"{field}_start", starts)
+    _fill(tasks, f"{field}_count", [(i, len(part)) for i, part in parts])
+    return np.concatenate([part for _, part in parts])
+
+
+def _stacked_masks(masks: list[UInt32], words: int) -> UInt32:
+    for mask in masks:
+        if mask.shape != (words,) or mask.dtype != np.uint32:
+            raise RequestError(f"allowed_mask is {mask.dtype} {mask.shape}; allowed: uint32 ({words},)")
+    return np.stack(masks) if masks else np.zeros((0, words), np.uint32)
+
+
+def _checked_ids(name: str, ids: Integers, vocabulary: int) -> Int32:
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise RequestError(f"{name} has token ids {ids.min()} to {ids.max()}; allowed: 0 to {vocabulary - 1}")
     return ids.astype(np.int32, copy=False)
 
 
-def _checked_history(row: SampleRow, vocabulary: int) -> Int32:
+def _history_of(row: SampleRow) -> Int32:
     if row.history is None:
         raise RequestError("a row with penalties came without the sequence's token ids (history)")
     if not 0 <= row.prompt_tokens <= len(row.history):
         raise RequestError(f"prompt_tokens is {row.prompt_tokens}; allowed: 0 to {len(row.history)}")
-    return _checked_ids("history", row.history, vocabulary)
+    return row.history

@@ -16,7 +16,7 @@ Array = npt.NDArray[np.generic]
 
 
 class SampleWorkspace(Protocol):
-    """`stoker._native.SampleWorkspace(pool)`: working memory for each thread of a pool; one caller at a time."""
+    """`stoker._native.SampleWorkspace(pool)`: memory for each thread of a pool; one caller at a time."""
 
     def sample(
         self,
