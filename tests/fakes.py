@@ -1,9 +1,10 @@
-"""Stand-ins that need no model file: a model whose answers betray every mistake in the cache, and its company.
+"""Stand-ins that need no model file: a model whose answers betray every mistake in the cache, and its
+company.
 
-`ScriptedInterpreter` keeps token ids where a real model keeps keys and values: in the slots of the blocks it is
-told to write. Its logits are a hash of what it reads back through the block table, so a wrong block, a missing
-copy, a slot that was never written or overwritten by another sequence changes the answer (a chance of 1 in 2^32
-per position to go unnoticed) or fails on the spot.
+`ScriptedInterpreter` keeps token ids where a real model keeps keys and values: in the slots of the blocks it
+is told to write. Its logits are a hash of what it reads back through the block table, so a wrong block, a
+missing copy, a slot that was never written or overwritten by another sequence changes the answer (a chance of
+1 in 2^32 per position to go unnoticed) or fails on the spot.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.api.errors import EngineError
+from stoker.api.request import Message
+from stoker.engine.engine import Engine, EngineOptions
+from stoker.engine.scheduler import SchedulerOptions
+from stoker.engine.text import TextEngine
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32
 from stoker.sampling.reference import ReferenceSampler
@@ -24,9 +29,11 @@ _EMPTY = -1
 
 
 class ScriptedInterpreter:
-    """A deterministic model without weights: logits of a row depend on all token ids up to it, in their order."""
+    """A deterministic model without weights: logits of a row depend on all token ids up to it, in order."""
 
-    def __init__(self, *, vocabulary: int = 300, num_blocks: int = 256, context_tokens: int = 1 << 20) -> None:
+    def __init__(
+        self, *, vocabulary: int = 300, num_blocks: int = 256, context_tokens: int = 1 << 20
+    ) -> None:
         self.vocabulary = vocabulary
         self.num_blocks = num_blocks
         self.block_bytes = BLOCK_TOKENS * 8
@@ -45,7 +52,9 @@ class ScriptedInterpreter:
             raise RuntimeError("scripted failure")
         sequence_of = np.repeat(np.arange(batch.sequences), np.diff(batch.query_start))
         blocks = batch.block_tables[sequence_of, batch.positions // BLOCK_TOKENS]
-        self._slots[blocks, batch.positions % BLOCK_TOKENS] = np.stack([batch.token_ids, batch.positions], axis=1)
+        self._slots[blocks, batch.positions % BLOCK_TOKENS] = np.stack(
+            [batch.token_ids, batch.positions], axis=1
+        )
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
         for out, row in zip(logits, batch.logit_rows.tolist(), strict=True):
             table = batch.block_tables[sequence_of[row]]
@@ -101,23 +110,93 @@ class GreedySampler:
         """token_ids [R]; no logprobs."""
         nothing = np.empty((len(rows), 0), np.int32)
         return SampleResult(
-            logits.argmax(axis=1).astype(np.int32), np.zeros(len(rows), np.float32), nothing, nothing.astype(np.float32)
+            logits.argmax(axis=1).astype(np.int32),
+            np.zeros(len(rows), np.float32),
+            nothing,
+            nothing.astype(np.float32),
         )
 
 
-class ManualClock:
-    """A clock that moves when it is told to."""
+class RecitingInterpreter:
+    """Says a fixed text after a prompt of known length, whatever the prompt was; then its last token for ever."""
+
+    def __init__(self, token_ids: Sequence[int], *, prompt_tokens: int, num_blocks: int = 64) -> None:
+        self.vocabulary = ByteTokenizer.vocab_size
+        self.num_blocks = num_blocks
+        self.block_bytes = 0
+        self._script = token_ids
+        self._prompt_tokens = prompt_tokens
+
+    def run(self, batch: Batch) -> Float32:
+        """A one at the next token of the script, zeros elsewhere: [R, vocabulary]."""
+        logits = np.zeros((len(batch.logit_rows), self.vocabulary), np.float32)
+        for out, position in zip(logits, batch.positions[batch.logit_rows].tolist(), strict=True):
+            place = min(max(position + 1 - self._prompt_tokens, 0), len(self._script) - 1)
+            out[self._script[place]] = 50.0
+        return logits
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Nothing is kept, so nothing is copied."""
+
+
+class ByteTokenizer:
+    """A token for each byte, then BOS, EOS and a few words: enough to cut characters and stop strings anywhere."""
+
+    BOS, EOS = 256, 257
+    WORDS = (" the", " boiler", "\n\n", " é", "STOP", " coal", "<turn>")
+    TURN = 264  # a control token, as BOS and EOS are
+    vocab_size = 265
+    bos_id, eos_id = BOS, EOS
+    add_bos = add_eos = add_space_prefix = False
+    special_ids = frozenset({BOS, EOS, TURN})
+    stop_ids = (EOS,)
+    chat_template = None
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        pieces = [bytes([i]) for i in range(256)] + [b"<bos>", b"<eos>"] + [w.encode() for w in self.WORDS]
+        self._blob = memoryview(b"".join(pieces))
+        ends = np.cumsum([0] + [len(piece) for piece in pieces]).astype(np.uint32)
+        self._offsets = memoryview(ends.tobytes()).cast("I")
 
-    def now(self) -> float:
-        """Seconds since it was made."""
-        return self.seconds
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The bytes of the text; `<bos>` and the like are read as control tokens if `parse_special`."""
+        if not parse_special:
+            return list(text.encode())
+        before, found, after = text.partition("<turn>")
+        return [*before.encode(), *([self.TURN, *self.encode(after, parse_special=True)] if found else [])]
 
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.seconds += seconds
+    def byte_tables(self) -> tuple[memoryview, memoryview]:
+        """As `Tokenizer.byte_tables`."""
+        return self._offsets, self._blob
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of ids, broken characters as U+FFFD."""
+        kept = [i for i in ids if not (skip_special and i in self.special_ids)]
+        return b"".join(bytes(self._blob[self._offsets[i] : self._offsets[i + 1]]) for i in kept).decode(
+            "utf-8", "replace"
+        )
+
+
+def encode_chat(messages: Sequence[Message]) -> list[int]:
+    """A chat for `ByteTokenizer`: a turn token before each message, and one more."""
+    ids = []
+    for message in messages:
+        ids += [ByteTokenizer.TURN, *f"{message.role}: {message.content}".encode()]
+    return [*ids, ByteTokenizer.TURN]
+
+
+def text_engine(
+    interpreter: ScriptedInterpreter | RecitingInterpreter | None = None,
+    *,
+    context_tokens: int = 1000,
+    **scheduler: int,
+) -> TextEngine:
+    """A whole engine around a fake model: byte tokenizer, numpy sampler, seeds 1000, 1001, ..."""
+    model = interpreter or ScriptedInterpreter(vocabulary=ByteTokenizer.vocab_size)
+    tokenizer = ByteTokenizer()
+    options = EngineOptions(context_tokens, frozenset(tokenizer.stop_ids), SchedulerOptions(**scheduler))
+    engine = Engine(model, ReferenceSampler(), options)
+    return TextEngine(engine, tokenizer, seeds=CountingSeeds(), name="fake", encode_chat=encode_chat)  # type: ignore[arg-type]
 
 
 class CountingSeeds:
@@ -130,14 +209,3 @@ class CountingSeeds:
         """The next number."""
         self._next += 1
         return self._next - 1
-
-
-__all__ = [
-    "CountingSeeds",
-    "GreedySampler",
-    "InstantInterpreter",
-    "ManualClock",
-    "ReferenceSampler",
-    "ScriptedInterpreter",
-    "scripted_logits",
-]

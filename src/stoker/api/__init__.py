@@ -1,11 +1,10 @@
 """The waist of the hourglass: requests, events, endpoints, errors. Standard library only."""
 
 from stoker.api.events import DoneEvent, Event, FinishReason, TokenLogprob, TokensEvent, Usage
-from stoker.api.protocols import Clock, Endpoint, SeedSource
+from stoker.api.protocols import Endpoint, SeedSource
 from stoker.api.request import Message, Prompt, Request, SamplingParams
 
 __all__ = [
-    "Clock",
     "DoneEvent",
     "Endpoint",
     "Event",

@@ -20,7 +20,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one choice. `cached_tokens` of the prompt were not computed for it: another one's were used."""
+    """Tokens of one choice. `cached_tokens` of its prompt were not computed: another choice's were used."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -29,8 +29,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokensEvent:
-    """The next tokens of one choice. `text` may lag behind `token_ids`: half a character, or what may turn out
-    to be the start of a stop string, is held back until it is certain."""
+    """The next tokens of one choice. `text` may lag behind `token_ids`: half a character, or what may turn
+    out to be the start of a stop string, is held back until it is certain."""
 
     request_id: str
     choice: int

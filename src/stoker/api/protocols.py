@@ -21,14 +21,6 @@ class Endpoint(Protocol):
         ...
 
 
-class Clock(Protocol):
-    """Time for measuring, never for deciding: what is decided must be the same when it is replayed."""
-
-    def now(self) -> float:
-        """Seconds since some fixed moment; never runs backwards."""
-        ...
-
-
 class SeedSource(Protocol):
     """Where a request without a seed gets one. It is reported with the answer, so that it can be replayed."""
 

@@ -44,10 +44,10 @@ class SamplingParams:
     top_p: float = 1.0  # keep the likeliest whose probabilities reach this sum
     min_p: float = 0.0  # drop tokens less likely than min_p x the likeliest
     typical_p: float = 1.0  # locally typical sampling (Meister et al. 2022)
-    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of seen tokens (prompt too)
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of tokens seen so far
     frequency_penalty: float = 0.0  # x times the token was produced, subtracted from its logit
     presence_penalty: float = 0.0  # subtracted once from the logit of every token that was produced
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # token id -> added to its logit
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # token id -> added to logit
     seed: int | None = None  # none: whoever takes the request draws one and reports it with the answer
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # the answer ends at the first of these
@@ -80,7 +80,7 @@ class SamplingParams:
             _check_int("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
             if self.min_tokens > self.max_tokens:
                 raise RequestError(
-                    f"min_tokens is {self.min_tokens}, but max_tokens is {self.max_tokens}; allowed: at most that"
+                    f"min_tokens is {self.min_tokens}; allowed: at most max_tokens, which is {self.max_tokens}"
                 )
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
@@ -120,7 +120,7 @@ Prompt = str | tuple[int, ...] | tuple[Message, ...]
 class Request:
     """One question to an endpoint. `prompt` is text, token ids, or the messages of a chat.
 
-    `request_id` names the request in events and for abort; it must be unique among those open at one endpoint.
+    `request_id` names the request in events and for abort; it must be unique among an endpoint's open ones.
     """
 
     request_id: str

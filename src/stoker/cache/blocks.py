@@ -24,8 +24,9 @@ _FIRST_COLUMNS = 16
 class BlockPool:
     """A fixed number of blocks. Single-threaded: the engine's thread is the only caller.
 
-    Ids that were never used are handed out lowest first, and only when no freed one is at hand. KV storage that
-    the operating system backs on first touch therefore stays as small as the most that was ever held at once.
+    Ids that were never used are handed out lowest first, and only when no freed one is at hand. KV storage
+    that the operating system backs on first touch therefore stays as small as the most that was ever held at
+    once.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -36,7 +37,8 @@ class BlockPool:
         self._references: list[int] = []  # by block id; its length is the number of blocks ever touched
         self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()
         # [rows, columns]: each open table's block ids, -1 beyond its end. Patched as tables change, so that a
-        # step's batch is one gather instead of a rebuild. Row numbers are stable, the array is replaced by growth.
+        # step's batch is one gather instead of a rebuild. Row numbers are stable, the array is replaced by
+        # growth.
         self._rows: Int32 = np.full((_FIRST_ROWS, _FIRST_COLUMNS), -1, np.int32)
         self._free_rows = list(range(_FIRST_ROWS - 1, -1, -1))
 
@@ -69,6 +71,8 @@ class BlockPool:
         """Raise `EngineError` if a block is lost, doubly free, or its references are miscounted."""
         standing: Counter[int] = Counter()
         for table in self._tables:
+            if table.closed:
+                continue
             standing.update(table.block_ids)
             row = self._rows[table.row]
             length = len(table.block_ids)
@@ -132,8 +136,8 @@ class BlockPool:
 class BlockTable:
     """A handle on the blocks of one sequence: position p lives in block_ids[p // 16], slot p % 16.
 
-    Closes itself when it is garbage; `close` (or `with`) does so at once. Append-only while open: a block in it
-    changes only when a write into a shared one makes a copy.
+    Closes itself when it is garbage; `close` (or `with`) does so at once. Append-only while open: a block in
+    it changes only when a write into a shared one makes a copy.
     """
 
     __slots__ = ("__weakref__", "_blocks", "_finalizer", "_pool", "row")
@@ -217,7 +221,9 @@ class BlockTable:
         self._must_be_open()
         count = -(-tokens // BLOCK_TOKENS)
         if count > len(self._blocks):
-            raise EngineError(f"a fork at {tokens} tokens needs {count} blocks; the table has {len(self._blocks)}")
+            raise EngineError(
+                f"a fork at {tokens} tokens needs {count} blocks; the table has {len(self._blocks)}"
+            )
         shared = self._blocks[:count]
         for block in shared:
             self._pool._references[block] += 1

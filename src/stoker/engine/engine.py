@@ -1,6 +1,6 @@
 """The engine: requests of token ids in, tokens out, one step at a time. It knows no text and no time.
 
-Owns the block pool, the scheduler and, through the interpreter, the KV blocks. One thread at a time may use it.
+Owns the block pool, the scheduler and, through the interpreter, the KV blocks. One thread at a time uses it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ class Engine:
     """`step` is the whole of it: plan, run, commit."""
 
     def __init__(
-        self, interpreter: Interpreter, sampler: Samples, options: EngineOptions, *, log: StepLog | None = None
+        self,
+        interpreter: Interpreter,
+        sampler: Samples,
+        options: EngineOptions,
+        *,
+        log: StepLog | None = None,
     ) -> None:
         """`log`, if given, is called with the plan and the result of every step, before it is committed."""
         self.vocabulary = interpreter.vocabulary
@@ -60,8 +65,8 @@ class Engine:
     def add(self, request_id: str, prompt_ids: Iterable[int], params: SamplingParams, *, seed: int) -> None:
         """Queue a request for `params.n` choices; choice i draws with seed + i.
 
-        Raises `PromptTooLongError`, or `RequestError` for an empty prompt, a token id outside the vocabulary, or
-        an id that is open already. Nothing is queued then.
+        Raises `PromptTooLongError`, or `RequestError` for an empty prompt, a token id outside the vocabulary,
+        or an id that is open already. Nothing is queued then.
         """
         ids = self._checked_ids("prompt", prompt_ids)
         self._must_be_new(request_id)
@@ -71,7 +76,9 @@ class Engine:
         if needed > self.context_tokens:
             raise self._too_long(len(ids), f"{needed - len(ids)} more to answer")
         limit = min(self.context_tokens, len(ids) + (params.max_tokens or self.context_tokens))
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.options.eos_ids)
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.options.eos_ids
         choices = [
             Sequence(self._arrivals + i, request_id, i, ids, packed[i], limit=limit, stop_ids=stop_ids)
             for i in range(params.n)
@@ -79,14 +86,16 @@ class Engine:
         self._queue(request_id, choices)
 
     def add_score(self, request_id: str, token_ids: Iterable[int], *, top_k: int = 0) -> None:
-        """Queue tokens to be told how likely each of them was, from the second on; with the `top_k` likeliest.
+        """Queue tokens to be told how likely each was from the second on, and the `top_k` likeliest there.
 
         Raises like `add`; a single token has nothing to score and is refused.
         """
         ids = self._checked_ids("prompt", token_ids)
         self._must_be_new(request_id)
         if len(ids) < 2:
-            raise RequestError("prompt has 1 token; allowed: 2 or more, as each is scored after those before it")
+            raise RequestError(
+                "prompt has 1 token; allowed: 2 or more, as each is scored after those before it"
+            )
         if len(ids) > self.context_tokens:
             raise self._too_long(len(ids), "none more")
         packed = pack_params(SamplingParams(logprobs=top_k), 0, self.vocabulary)
@@ -99,8 +108,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Advance every sequence the plan picks by its chunk; what became known, in the plan's order.
 
-        If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError` is
-        raised from the cause.
+        If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError`
+        is raised from the cause.
         """
         plan = self.scheduler.plan()
         if not plan.chunks:
@@ -122,13 +131,17 @@ class Engine:
                 self._forget(output.sequence)
         return outputs
 
+    def open_choices(self, request_id: str) -> tuple[Sequence, ...]:
+        """The unfinished choices of a request; none if it is not open."""
+        return tuple(self._open.get(request_id, ()))
+
     def close(self, sequence: Sequence, stop_reason: str | int | None = None) -> None:
         """End one choice for a reason the engine cannot see (a stop string). Not during a step."""
         self.scheduler.close(sequence, "stop", stop_reason)
         self._forget(sequence)
 
     def abort(self, request_id: str) -> None:
-        """Drop all choices of a request and their blocks; an id that is not open is no error. Not during a step."""
+        """Drop all choices of a request, between steps; an id that is not open is no error."""
         for sequence in self._open.pop(request_id, []):
             self.scheduler.close(sequence, "abort")
 
@@ -162,20 +175,19 @@ class Engine:
         values = list(token_ids)
         if not values and not may_be_empty:
             raise RequestError(f"{name} is empty; allowed: at least one token")
-        if any(isinstance(value, bool) or not isinstance(value, (int, np.integer)) for value in values):
-            wrong = next(v for v in values if isinstance(v, bool) or not isinstance(v, (int, np.integer)))
-            raise RequestError(f"{name} has {wrong!r}; allowed: whole numbers")
-        if values and not (0 <= min(values) and max(values) < self.vocabulary):
-            wrong = next(v for v in values if not 0 <= v < self.vocabulary)
-            raise RequestError(f"{name} has token id {wrong}; allowed: 0 to {self.vocabulary - 1}")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise RequestError(f"{name} has {value!r}; allowed: whole numbers")
+            if not 0 <= value < self.vocabulary:
+                raise RequestError(f"{name} has token id {value}; allowed: 0 to {self.vocabulary - 1}")
         return np.array(values, np.int32)
 
     def _too_long(self, tokens: int, room: str) -> PromptTooLongError:
         hint = None
         if self.context_tokens < self.options.context_tokens:
             hint = (
-                f"the KV cache holds {self.context_tokens} tokens, the model takes {self.options.context_tokens}: "
-                "give the cache more memory"
+                f"the KV cache holds {self.context_tokens} tokens, the model takes "
+                f"{self.options.context_tokens}: give the cache more memory"
             )
         return PromptTooLongError(
             f"the prompt has {tokens} tokens; allowed: at most {self.context_tokens}, with {room}", hint=hint

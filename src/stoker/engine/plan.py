@@ -13,7 +13,7 @@ from stoker.kernels.program import Float32, Int32
 
 
 class Chunk(NamedTuple):
-    """Compute positions [start, start + tokens) of one sequence; logits are wanted of the last `rows` of them."""
+    """Compute positions [start, start + tokens) of one sequence; the last `rows` of them give logits."""
 
     number: int  # of the sequence
     start: int
@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Copies first, in order, then all chunks in one batch. Preempted sequences lost their blocks beforehand."""
+    """Copies first, in order, then all chunks in one batch. Who was preempted lost its blocks beforehand."""
 
     step: int
     chunks: tuple[Chunk, ...]

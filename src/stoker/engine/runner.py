@@ -1,4 +1,4 @@
-"""From a plan to numbers: builds the batch, runs the model, samples or scores the rows of logits it wanted."""
+"""From a plan to numbers: builds the batch, runs the model, samples or scores its rows of logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from stoker.engine.sequence import Purpose, Sequence
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
-
 
 _NOTHING_SAMPLED: Final = SampleResult(  # of a step whose chunks are all in the middle of a prompt
     np.empty(0, np.int32), np.empty(0, np.float32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
@@ -37,7 +36,9 @@ class Runner:
         self._pool = pool
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:
-        """Copy the shared blocks that are about to be written, compute the batch, choose a token for each row."""
+        """Copy the shared blocks that are about to be written, compute the batch, choose a token for each
+        row.
+        """
         sequences = [sequence_of(chunk.number) for chunk in plan.chunks]
         batch = self.batch(plan, sequences)
         for source, destination in plan.copies:
@@ -46,7 +47,9 @@ class Runner:
         rows: list[SampleRow] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
             if chunk.rows:
-                rows += _score_rows(sequence, chunk) if sequence.purpose is Purpose.SCORE else [_row(sequence)]
+                rows += (
+                    _score_rows(sequence, chunk) if sequence.purpose is Purpose.SCORE else [_row(sequence)]
+                )
         return self._sampler.sample(logits, rows) if rows else _NOTHING_SAMPLED
 
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
@@ -60,7 +63,8 @@ class Runner:
         if int(query_start[-1]) == len(chunks):  # one token each: the common step is spared the general way
             positions = starts
             token_ids = np.array(
-                [sequence.token_at(chunk.start) for sequence, chunk in zip(sequences, chunks, strict=True)], np.int32
+                [sequence.token_at(chunk.start) for sequence, chunk in zip(sequences, chunks, strict=True)],
+                np.int32,
             )
         else:
             offsets = np.repeat(starts - query_start[:-1], counts)
@@ -84,9 +88,13 @@ def _logit_rows(chunks: tuple[Chunk, ...], query_start: Int32) -> Int32:
     wanted = np.array([chunk.rows for chunk in chunks], np.int32)
     ends = query_start[1:]
     if int(wanted.max()) <= 1:
-        return (ends[wanted == 1] - 1).astype(np.int32)
+        last: Int32 = ends[wanted == 1] - 1
+        return last
     return np.concatenate(
-        [np.arange(end - rows, end, dtype=np.int32) for end, rows in zip(ends.tolist(), wanted.tolist(), strict=True)]
+        [
+            np.arange(end - rows, end, dtype=np.int32)
+            for end, rows in zip(ends.tolist(), wanted.tolist(), strict=True)
+        ]
     )
 
 

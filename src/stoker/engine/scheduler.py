@@ -1,9 +1,9 @@
 """Who computes what next. One rule: a step hands out a budget of tokens, first to running sequences, then to
 waiting ones, so that the computed tokens of each catch up with its known tokens.
 
-Decode, chunked prefill and recomputing after preemption are all that rule. The scheduler knows counters, queues
-and blocks; it never sees logits, text or time. Given the same requests and the same sampled tokens, it makes the
-same plans.
+Decode, chunked prefill and recomputing after preemption are all that rule. The scheduler knows counters,
+queues and blocks; it never sees logits, text or time. Given the same requests and the same sampled tokens, it
+makes the same plans.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from stoker.sampling.rows import SampleResult
 class SchedulerOptions:
     """Limits of one step."""
 
-    batch_tokens: int = 512  # most tokens: a prompt's chunk fills the int8 units; a decode beside it waits for all
-    max_sequences: int = 64  # most sequences at once: beyond it a step only grows longer, not cheaper per token
+    batch_tokens: int = 512  # most tokens: enough to fill the int8 units; a decode beside them waits for all
+    max_sequences: int = 64  # most sequences at once: beyond it a step grows longer, not cheaper per token
     chunk_tokens: int | None = None  # most tokens of one sequence; none: as many as the batch has left
     logit_rows: int = 64  # most rows of logits, each 4 bytes x vocabulary (64 MB for Gemma's 262 144 tokens)
 
@@ -40,7 +40,7 @@ class SchedulerOptions:
             if getattr(self, name) < self.max_sequences:
                 raise RequestError(
                     f"{name} is {getattr(self, name)}, but max_sequences is {self.max_sequences}; "
-                    "allowed: at least that, since every running sequence takes one token and one row of logits"
+                    "allowed: at least that, since every running sequence takes one token and one row"
                 )
 
 
@@ -66,7 +66,7 @@ class _Draft:
 
 
 class Scheduler:
-    """Owns the queues and every sequence in them. `plan` and `commit` take turns; `add` and `close` come between."""
+    """Owns the queues and their sequences. `plan` and `commit` take turns; `add` and `close` in between."""
 
     def __init__(self, pool: BlockPool, options: SchedulerOptions) -> None:
         self.pool = pool
@@ -124,7 +124,7 @@ class Scheduler:
         return StepPlan(self.steps, tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted))
 
     def commit(self, plan: StepPlan, result: SampleResult) -> list[Output]:
-        """Take what the model said into the sequences; finished ones leave. One output for each chunk with rows."""
+        """Take what the model said into the sequences; finished ones leave. An output per chunk with rows."""
         outputs = []
         token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
         row = 0
@@ -203,7 +203,10 @@ class Scheduler:
             self._extend(sequence, draft, rows_kept=0)
 
     def _fits(self, sequence: Sequence) -> bool:
-        """All that is known of it, and one more block for each running sequence: or the next step preempts it."""
+        """Whether all that is known of it fits, with a block to spare for each running sequence.
+
+        Less, and one of the next steps would preempt it again.
+        """
         if not self._running:
             return True  # a single sequence always fits: its limit is at most the pool
         if sequence.table is None:
@@ -220,7 +223,7 @@ class Scheduler:
         return min(self._running.values(), key=lambda sequence: (sequence.computed, -sequence.number))
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
-        """Take the sequence's blocks; it waits at its place by arrival and computes again, to the same bits."""
+        """Take the sequence's blocks; it waits at its place by arrival and computes them again, the same."""
         assert sequence.table is not None
         sequence.table.close()
         sequence.table = None
@@ -234,7 +237,7 @@ class Scheduler:
             insort(self._waiting, sequence, key=lambda other: other.number)
 
     def _fork(self, leader: Sequence) -> None:
-        """Give the followers the leader's prompt, all but its last token: that one yields their own logits."""
+        """Share the leader's prompt with its followers, but for the last token: that yields their logits."""
         assert leader.table is not None
         for follower in leader.followers:
             follower.table = leader.table.fork(leader.prompt - 1)
@@ -272,6 +275,5 @@ def _score(sequence: Sequence, end: int, rows: int, result: SampleResult, row: i
         sequence.finish_reason = "length"
     part, wanted = slice(row, row + rows), sequence.params.logprobs or 0
     # Logits of position p are about the token at p + 1.
-    return Scores(
-        end - rows + 1, result.logprobs[part], result.top_ids[part, :wanted], result.top_logprobs[part, :wanted]
-    )
+    top_ids, top_logprobs = result.top_ids[part, :wanted], result.top_logprobs[part, :wanted]
+    return Scores(end - rows + 1, result.logprobs[part], top_ids, top_logprobs)

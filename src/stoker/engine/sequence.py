@@ -28,13 +28,15 @@ class Sequence:
     [0, prompt)        given by the request
     [prompt, known)    sampled
     [0, computed)      their keys and values lie in `table`
-    [0, target)        what must be computed: all that is known; to score, all but the last token, which predicts
+    [0, target)        what must be computed: all that is known; to score, all but the last token, which
+    predicts
                        nothing
     """
 
     __slots__ = (
-        "_ids", "cached", "choice", "computed", "finish_reason", "followers", "known", "leader", "limit", "number",
-        "packed", "params", "prompt", "purpose", "request_id", "scored", "stop_ids", "stop_reason", "table",
+        "_ids", "cached", "choice", "computed", "finish_reason", "followers", "known", "leader", "limit",
+        "number", "packed", "params", "prompt", "purpose", "request_id", "scored", "stop_ids", "stop_reason",
+        "table",
     )  # fmt: skip
 
     def __init__(
@@ -61,9 +63,12 @@ class Sequence:
         self.known = self.prompt
         self.computed = 0
         self.scored = 0  # positions whose logits were turned into a score; preemption does not take them back
-        self.cached: int | None = None  # prompt tokens whose KV was there when it was first admitted; set then
+        self.cached: int | None = (
+            None  # prompt tokens whose KV was there when it was first admitted; set then
+        )
         self.table: BlockTable | None = None
-        # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its table.
+        # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its
+        # table.
         self.leader: Sequence | None = None
         self.followers: list[Sequence] = []
         self.finish_reason: FinishReason | None = None

@@ -1,0 +1,203 @@
+"""The engine's text side: requests in text, chat or token ids become events with text.
+
+Encodes prompts, turns sampled tokens into whole characters, finds stop strings. Everything that decides which
+token comes next lies below, in `Engine`; this only reads what it says, and ends a choice at a stop string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stoker.api.errors import ModelFormatError, RequestError
+from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
+from stoker.api.protocols import SeedSource
+from stoker.api.request import Message, Request, SamplingParams
+from stoker.engine.choice_text import ChoiceText
+from stoker.engine.engine import Engine
+from stoker.engine.plan import Scores
+from stoker.engine.scheduler import Output
+from stoker.engine.sequence import Sequence
+from stoker.tokenizer import StopStrings, Tokenizer
+
+EncodeChat = Callable[[tuple[Message, ...]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresEvent:
+    """The next scores of a request opened by `open_score`; `done` with the last."""
+
+    request_id: str
+    scores: Scores
+    done: bool
+
+
+class _OpenChoice:
+    """What an unfinished choice has gathered since its last event."""
+
+    __slots__ = ("_undecoded", "logprobs", "streams", "text", "token_ids", "total")
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, streams: bool) -> None:
+        self.text = ChoiceText(tokenizer, params)
+        self.streams = streams  # send tokens as they come; else all at the end
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
+        self.total = 0  # tokens, sent ones included
+        self._undecoded: list[int] = []
+
+    def add(self, output: Output) -> None:
+        """Take the token of a step."""
+        token_id = output.token_id
+        assert token_id is not None
+        if token_id < 0:  # the sampler found none; the sequence has ended in error
+            return
+        self.total += 1
+        self.token_ids.append(token_id)
+        self._undecoded.append(token_id)
+        if self.logprobs is not None:
+            self.logprobs.append(TokenLogprob(token_id, output.logprob, output.top))
+
+    def decode(self, *, without_last: bool = False) -> None:
+        """Make text of the tokens that came since the last time; the last one can be left out of it."""
+        tokens, self._undecoded = self._undecoded, []
+        self.text.push(tokens[:-1] if without_last else tokens)
+
+    def event(self, request_id: str, choice: int) -> TokensEvent:
+        """What was gathered, which is then forgotten."""
+        token_ids, self.token_ids = tuple(self.token_ids), []
+        logprobs = None
+        if self.logprobs is not None:
+            logprobs, self.logprobs = tuple(self.logprobs), []
+        return TokensEvent(request_id, choice, token_ids, self.text.take(), logprobs)
+
+
+class TextEngine:
+    """Wraps an `Engine`; whoever steps this must not step that. One thread at a time, except for `encode`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        seeds: SeedSource,
+        name: str,
+        encode_chat: EncodeChat | None = None,
+    ) -> None:
+        """`encode_chat` turns messages into token ids by the model's template; none: chats are refused."""
+        if engine.vocabulary != tokenizer.vocab_size:
+            raise ModelFormatError(
+                f"the model has {engine.vocabulary} logits, its tokenizer {tokenizer.vocab_size} tokens; "
+                "allowed: as many of one as of the other"
+            )
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.name = name
+        self._seeds = seeds
+        self._encode_chat = encode_chat
+        self._choices: dict[int, _OpenChoice] = {}  # by sequence number, made when its first token comes
+        self._streams: dict[str, bool] = {}  # by request id, while open
+
+    @property
+    def busy(self) -> bool:
+        """True while a request is open."""
+        return self.engine.busy
+
+    def encode(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt. Touches nothing of the engine, so any thread may call it.
+
+        Raises `RequestError`, `TemplateError` for a chat that the model's template does not take.
+        """
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if request.kind == "tokens":
+            return [token for token in prompt if not isinstance(token, Message)]
+        if self._encode_chat is None:
+            raise RequestError(
+                f"{self.name} has no chat template; allowed: a prompt of text or token ids",
+                hint="use generate with the whole text",
+            )
+        return self._encode_chat(tuple(message for message in prompt if isinstance(message, Message)))
+
+    def open(self, request: Request, prompt_ids: list[int], *, streams: bool = True) -> None:
+        """Queue a request whose prompt `encode` made into `prompt_ids`. Raises like `Engine.add`.
+
+        `streams` false: each choice sends its tokens in one event at its end, which costs less.
+        """
+        params = request.sampling
+        StopStrings(params.stop)  # refuses what it refuses now, before anything is queued
+        seed = self._seeds.draw() if params.seed is None else params.seed
+        self.engine.add(request.request_id, prompt_ids, params, seed=seed)
+        self._streams[request.request_id] = streams
+
+    def open_score(self, request_id: str, token_ids: list[int], *, top_k: int = 0) -> None:
+        """Queue tokens to be scored; `ScoresEvent`s follow. Raises like `Engine.add_score`."""
+        self.engine.add_score(request_id, token_ids, top_k=top_k)
+
+    def step(self) -> list[Event | ScoresEvent]:
+        """Advance the engine by one step; what it says, as events."""
+        try:
+            outputs = self.engine.step()
+        except Exception:
+            self._choices.clear()  # the engine dropped every request
+            self._streams.clear()
+            raise
+        events: list[Event | ScoresEvent] = []
+        for output in outputs:
+            if output.scores is not None:
+                sequence = output.sequence
+                events.append(
+                    ScoresEvent(sequence.request_id, output.scores, sequence.finish_reason is not None)
+                )
+            else:
+                self._take(output, events)
+        return events
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; no more events come of it. One that is not open is no error."""
+        if self._streams.pop(request_id, None) is not None:
+            for sequence in self.engine.open_choices(request_id):
+                self._choices.pop(sequence.number, None)
+        self.engine.abort(request_id)
+
+    def abort_all(self) -> None:
+        """Drop every request."""
+        self._choices.clear()
+        self._streams.clear()
+        self.engine.abort_all()
+
+    def _take(self, output: Output, events: list[Event | ScoresEvent]) -> None:
+        """Turn one sampled token into what is to be said about it now, if anything."""
+        sequence = output.sequence
+        request_id = sequence.request_id
+        choice = self._choices.get(sequence.number)
+        if choice is None:
+            choice = _OpenChoice(self.tokenizer, sequence.params, streams=self._streams[request_id])
+            self._choices[sequence.number] = choice
+        choice.add(output)
+        if sequence.finish_reason is None:
+            if choice.streams or sequence.params.stop:
+                choice.decode()
+            if choice.text.stop_string is None:
+                if choice.streams:
+                    events.append(choice.event(request_id, sequence.choice))
+                return
+            self.engine.close(sequence, choice.text.stop_string)
+        self._finish(sequence, choice, events)
+
+    def _finish(self, sequence: Sequence, choice: _OpenChoice, events: list[Event | ScoresEvent]) -> None:
+        reason, stop_reason = sequence.finish_reason, sequence.stop_reason
+        assert reason is not None
+        # The token that ends an answer is no text, unless asked for; a stop string was cut off already.
+        by_token = reason == "stop" and choice.text.stop_string is None
+        choice.decode(without_last=by_token and not sequence.params.include_stop_str_in_output)
+        choice.text.finish()
+        if choice.text.stop_string is not None:  # also when the last token allowed completed it
+            reason, stop_reason = "stop", choice.text.stop_string
+        events.append(choice.event(sequence.request_id, sequence.choice))
+        usage = Usage(sequence.prompt, choice.total, sequence.cached or 0)
+        done = DoneEvent(sequence.request_id, sequence.choice, reason, stop_reason, sequence.seed, usage)
+        events.append(done)
+        del self._choices[sequence.number]
+        if not self.engine.open_choices(sequence.request_id):
+            self._streams.pop(sequence.request_id, None)
