@@ -62,6 +62,8 @@ class Detokenizer:
 
 
 class StopResult(NamedTuple):
+    """What one piece of text adds to the answer."""
+
     emit: str  # text that is certain to belong to the answer
     stopped: bool  # a stop string was completed; nothing after ``emit`` belongs to the answer
 

@@ -18,6 +18,8 @@ Piece = str | int  # plain text, or the id of a special token
 
 @dataclass(frozen=True)
 class Special:
+    """One special token of the vocabulary."""
+
     text: str
     index: int
     is_control: bool  # control or unknown, not user-defined

@@ -8,7 +8,7 @@ what lies between them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class PreTokenizer:
     add_bos: bool = False  # when the file does not say
 
 
-_BY_PATTERNS: dict[tuple[str, ...], PreTokenizer] = {
+_BY_PATTERNS: Mapping[tuple[str, ...], PreTokenizer] = {
     ("default",): PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "modern-bert"): PreTokenizer(
         (_GPT2,)
@@ -60,13 +60,13 @@ _BY_PATTERNS: dict[tuple[str, ...], PreTokenizer] = {
     ("deepseek-v3",): PreTokenizer((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3)),
 }
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     name: kind for names, kind in _BY_PATTERNS.items() for name in names
 }
 
 # What Unicode categories are in ASCII. A category without ASCII members is written as a class that
 # matches nothing there.
-_ASCII_CLASSES = {
+_ASCII_CLASSES: Mapping[str, str] = {
     r"\p{L}": "A-Za-z",
     r"\p{Lu}": "A-Z",
     r"\p{Ll}": "a-z",

@@ -83,6 +83,7 @@ class Budget:
         self.steps_left = limits.max_steps
 
     def spend(self, steps: int) -> None:
+        """Take ``steps`` off. Raises TemplateError when none are left."""
         self.steps_left -= steps
         if self.steps_left < 0:
             raise TemplateError(
@@ -96,6 +97,7 @@ class Budget:
         self.spend(1 + size // UNITS_PER_STEP)
 
     def allow_chars(self, count: int) -> None:
+        """Check and spend for a text of ``count`` characters that is about to be made."""
         if count > self.limits.max_chars:
             raise TemplateError(
                 f"the chat template makes a text of {count} characters; at most {self.limits.max_chars}"
@@ -103,6 +105,7 @@ class Budget:
         self.spend(count // UNITS_PER_STEP)
 
     def allow_items(self, count: int) -> None:
+        """Check and spend for a list of ``count`` entries that is about to be made."""
         if count > self.limits.max_items:
             raise TemplateError(
                 f"the chat template makes a list of {count} entries; at most {self.limits.max_items}"
@@ -158,6 +161,7 @@ class Budget:
         return str(value)
 
     def concat(self, parts: Iterable[Any]) -> str:
+        """The texts of ``parts`` in one, bounded."""
         texts = [self.text(part) for part in parts]
         self.allow_chars(sum(map(len, texts)))
         return "".join(texts)
@@ -208,7 +212,7 @@ class _Guards(NodeTransformer):
 class _Generation(Extension):
     """``{% generation %}`` marks the model's part for training; for rendering it is its content."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2 reads a class attribute)
+    tags = frozenset(("generation",))  # type: ignore[assignment]  # jinja2 only reads it
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)

@@ -15,6 +15,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
@@ -104,7 +105,7 @@ class TokenTable:
         return None
 
 
-_SECTIONS: dict[str, Literal["I", "B"]] = {  # name -> array typecode
+_SECTIONS: Mapping[str, Literal["I", "B"]] = {  # name -> array typecode
     "text_offsets": "I",
     "text_blob": "B",
     "byte_offsets": "I",
@@ -254,20 +255,21 @@ def _token_bytes(vocabulary: Vocabulary, texts: list[bytes]) -> list[bytes]:
 
 
 def _merge_sections(vocabulary: Vocabulary) -> dict[str, array[int] | bytes]:
+    import numpy as np  # only to build: a start from the cache does without
+
     merges = vocabulary.merges
-    order = sorted(range(len(merges)), key=lambda at: (merges.left[at], merges.right[at]))
+    left, right, rank, merged = (
+        np.frombuffer(values, dtype=np.uintc)
+        for values in (merges.left, merges.right, merges.rank, merges.merged)
+    )
+    order = np.lexsort((right, left))
     num_symbols = len(vocabulary.texts) + len(vocabulary.expansions)
-    counts = [0] * (num_symbols + 1)
-    for left in merges.left:
-        counts[left + 1] += 1
-    starts = array("I", [0])
-    for count in counts[1:]:
-        starts.append(starts[-1] + count)
+    starts = np.searchsorted(left[order], np.arange(num_symbols + 1))
     return {
-        "merge_starts": starts,
-        "merge_rights": array("I", [merges.right[at] for at in order]),
-        "merge_ranks": array("I", [merges.rank[at] for at in order]),
-        "merge_ids": array("I", [merges.merged[at] for at in order]),
+        "merge_starts": starts.astype(np.uintc).tobytes(),
+        "merge_rights": right[order].tobytes(),
+        "merge_ranks": rank[order].tobytes(),
+        "merge_ids": merged[order].tobytes(),
     }
 
 
