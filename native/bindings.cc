@@ -204,7 +204,9 @@ NB_MODULE(_native, m) {
         return nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>(out, {(size_t)s.panels, (size_t)s.panel_bytes}, owner_of(out));
       })
       .def("unpack", [](const PackedMatrix& s, int64_t begin, int64_t end) {
-        const int64_t count = end > begin ? end - begin : 0;
+        if (begin < 0 || end < begin || end > s.rows)
+          throw std::invalid_argument("rows " + std::to_string(begin) + " to " + std::to_string(end) + " of " + std::to_string(s.rows));
+        const int64_t count = end - begin;
         std::unique_ptr<float[]> out(new float[(size_t)(count * s.columns)]);
         unpack_rows(s, begin, end, out.get());
         float* p = out.release();

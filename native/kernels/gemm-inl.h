@@ -13,7 +13,7 @@ struct PanelReader {
 
   const uint8_t* scales;
   const uint8_t* quants;
-  F32 d, dmin;                          // two-level: the superblock's
+  F32 d{}, dmin{};                      // two-level: the superblock's
   F32 scale[kGroups], minimum[kGroups]; // of the current block
   U8x64 w[8];                           // of the current block: 4 columns of 16 rows each
 

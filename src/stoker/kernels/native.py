@@ -1,0 +1,100 @@
+"""The native interpreter: a lowered Program, its KV memory, and the thread pool, behind `Interpreter`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from stoker import _native
+from stoker.api.errors import CapacityError, EngineError
+from stoker.kernels.interpreter import check_batch
+from stoker.kernels.lowering import Lowering
+from stoker.kernels.program import Batch, Float32, Program
+
+KvType = Literal["int8", "f16"]
+
+
+class NativeInterpreter:
+    """Runs one Program in the C++ core. Not for concurrent use: one `run` at a time.
+
+    matrices: weights of Embed and Linear, packed; vectors: norm weights, biases, rope factors, float32.
+    num_blocks: KV blocks; their memory is touched only when written. batch_tokens: most tokens of a step.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        matrices: Mapping[str, _native.PackedMatrix],
+        vectors: Mapping[str, Float32],
+        pool: _native.ThreadPool,
+        *,
+        kv_type: KvType,
+        num_blocks: int,
+        batch_tokens: int,
+    ) -> None:
+        shapes = [(layer.kv_heads, layer.head_size) for layer in program.kv_layers]
+        try:
+            self._cache = _native.KvCache(kv_type == "int8", shapes, num_blocks)
+        except MemoryError as error:
+            raise CapacityError(
+                f"{num_blocks} KV blocks could not be reserved", hint="lower the KV memory cap"
+            ) from error
+        self.pool = pool
+        self.kv_type = kv_type
+        self.batch_tokens = batch_tokens
+        self.context_tokens = program.context_tokens
+        self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
+        self._vocabulary = program.vocabulary
+        self._program = _native.Program(pool, self._cache, batch_tokens)
+        Lowering(program, matrices, vectors, self._program).run()
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the logits."""
+        return self._vocabulary
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks, numbered from 0."""
+        return int(self._cache.blocks)
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of one block over all layers, keys and values."""
+        return int(self._cache.block_bytes)
+
+    def run(self, batch: Batch) -> Float32:
+        """Compute one step; logits [R, vocabulary], a view that is valid until the next run.
+
+        Raises EngineError for a batch that contradicts itself or is larger than `batch_tokens`.
+        """
+        check_batch(
+            batch, vocabulary=self._vocabulary, num_blocks=self.num_blocks, context_tokens=self.context_tokens
+        )
+        if batch.tokens > self.batch_tokens:
+            raise EngineError(f"a step of {batch.tokens} tokens; allowed: up to {self.batch_tokens}")
+        logits: Float32 = self._program.run(
+            batch.token_ids,
+            batch.positions,
+            batch.query_start,
+            batch.kv_tokens,
+            batch.block_tables,
+            batch.logit_rows,
+            self._vocabulary,
+        )
+        return logits
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy every layer's keys and values from one block to another. Raises EngineError for no such block."""
+        try:
+            self._cache.copy_block(source, destination)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+
+
+def blocks_in(kv_bytes: int, program: Program, kv_type: KvType) -> int:
+    """KV blocks that fit into `kv_bytes`."""
+    per_block = _native.KvCache(
+        kv_type == "int8", [(layer.kv_heads, layer.head_size) for layer in program.kv_layers], 0
+    ).block_bytes
+    return int(kv_bytes // per_block)

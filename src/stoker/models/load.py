@@ -1,0 +1,70 @@
+"""From an open GGUF file to a native interpreter: weights packed tensor by tensor, pages let go behind."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stoker import _native
+from stoker.api.errors import ModelFormatError
+from stoker.kernels.native import KvType, NativeInterpreter, blocks_in
+from stoker.kernels.program import Embed, Float32, Linear, Program
+from stoker.models.registry import program_from_gguf
+from stoker.weights.gguf import GGUFFile
+from stoker.weights.packing import dequantize_reference
+
+
+def load_native(
+    file: GGUFFile,
+    *,
+    threads: int,
+    kv_bytes: int,
+    batch_tokens: int,
+    kv_type: KvType = "int8",
+) -> NativeInterpreter:
+    """Build the Program of `file`, pack its weights, reserve KV memory.
+
+    kv_bytes caps the KV cache (touched as it fills); batch_tokens the tokens of one step. The file may be
+    closed afterwards. Raises ModelFormatError for what is wrong with the file, naming the tensor.
+    """
+    program = program_from_gguf(file.metadata, file.tensors)
+    pool = _native.ThreadPool(threads)
+    matrices, vectors = load_weights(file, program, pool)
+    num_blocks = blocks_in(kv_bytes, program, kv_type)
+    return NativeInterpreter(
+        program, matrices, vectors, pool, kv_type=kv_type, num_blocks=num_blocks, batch_tokens=batch_tokens
+    )
+
+
+def load_weights(
+    file: GGUFFile, program: Program, pool: _native.ThreadPool
+) -> tuple[dict[str, _native.PackedMatrix], dict[str, Float32]]:
+    """(matrices of Embed and Linear, packed; all other weights as float32 vectors), by tensor name.
+
+    Each tensor's pages of the file are released once it is packed, so that peak memory is the packed model
+    and one tensor. Raises ModelFormatError for a scale, minimum or vector element that is NaN or infinite.
+    """
+    tables = {op.table for op in program.ops if isinstance(op, Embed)}
+    packed = tables | {op.weight for op in program.ops if isinstance(op, Linear)}
+    matrices: dict[str, _native.PackedMatrix] = {}
+    vectors: dict[str, Float32] = {}
+    for name in program.weights:
+        tensor = file.tensors[name]
+        raw = np.asarray(file.data(tensor))
+        if name in packed:
+            rows, columns = tensor.shape
+            try:
+                matrices[name] = _native.PackedMatrix.pack(tensor.type.type_id, raw, rows, columns, pool=pool)
+            except ValueError as error:
+                raise ModelFormatError(f"tensor {name!r} ({tensor.type.name}): {error}") from error
+        else:
+            vectors[name] = _vector(name, dequantize_reference(tensor.type.type_id, raw, 1, tensor.n_elements))
+        file.release(tensor)
+    return matrices, vectors
+
+
+def _vector(name: str, values: Float32) -> Float32:
+    flat = np.ascontiguousarray(values.reshape(-1), dtype=np.float32)
+    if not np.isfinite(flat).all():
+        at = int(np.flatnonzero(~np.isfinite(flat))[0])
+        raise ModelFormatError(f"tensor {name!r}, element {at} is {flat[at]}; allowed: finite numbers")
+    return flat
