@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ from stoker.engine.interrupt import DeferredInterrupt
 from stoker.engine.load import DEFAULT_KV_BYTES, LoadOptions, load_text_engine
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import ScoresEvent, TextEngine
+from stoker.kernels.native import KvType
 
 PromptLike = str | Sequence[int]
 MessageLike = Message | Mapping[str, str]
@@ -50,23 +52,22 @@ class LLM:
         threads: int | None = None,
         context_tokens: int | None = None,
         kv_bytes: int = DEFAULT_KV_BYTES,
+        kv_type: KvType = "int8",
         batch_tokens: int = 512,
         max_sequences: int = 64,
     ) -> None:
         """Load a model: a name that `stoker list` shows, a path, or an engine that is put together already.
 
-        `threads`: none means one for each physical core. `context_tokens`: most tokens of a prompt and its
-        answer, if fewer than the model takes. `kv_bytes`: cap on the KV cache, which grows up to it as it is
-        used. `batch_tokens`, `max_sequences`: most of one step. Raises `ModelNotFoundError`,
-        `ModelFormatError`.
+        threads: none means one for each physical core. context_tokens: most tokens of a prompt and its
+        answer, if fewer than the model takes. kv_bytes: cap on the KV cache, which grows up to it as it is
+        used; kv_type: "int8", or "f16", which is twice as large. batch_tokens, max_sequences: most tokens
+        and sequences of one step. Raises `ModelNotFoundError`, `ModelFormatError`, `RequestError`.
         """
         if isinstance(model, TextEngine):
             self._engine = model
         else:
             scheduler = SchedulerOptions(batch_tokens=batch_tokens, max_sequences=max_sequences)
-            options = LoadOptions(
-                threads=threads, context_tokens=context_tokens, kv_bytes=kv_bytes, scheduler=scheduler
-            )
+            options = LoadOptions(threads, context_tokens, kv_bytes, kv_type, scheduler)
             self._engine = load_text_engine(model, options, seeds=RandomSeeds())
         self._lock = threading.RLock()  # held while the engine is touched
         self._mailboxes: dict[str, list[Event | ScoresEvent]] = {}  # by request id, while somebody reads it
@@ -98,9 +99,9 @@ class LLM:
 
     def stream(
         self, prompt: PromptLike | Sequence[MessageLike], sampling: SamplingParams | None = None
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Answer one prompt, or chat, piece by piece; like `events`, in the words of `generate`."""
-        return map(piece_of, self.events(prompt, sampling))
+        return _pieces(self.events(prompt, sampling))
 
     def events(
         self, prompt: PromptLike | Sequence[MessageLike], sampling: SamplingParams | None = None
@@ -114,10 +115,9 @@ class LLM:
         else:
             form = _one_prompt(prompt)  # type: ignore[arg-type]
         request = self._new_request(form, sampling or SamplingParams())
-        prompt_ids = self._engine.encode(request)
-        with self._lock, DeferredInterrupt():
-            self._open(request, prompt_ids, streams=True)
-        return self._events(request)
+        events = self._events(request, self._engine.encode(request))
+        next(events)  # opens the request; from here on closing or losing the generator aborts it
+        return events
 
     def score(self, prompts: PromptLike | Sequence[PromptLike], top_k: int = 0) -> list[PromptScore]:
         """Log-probability of every token of each prompt after the first, and the `top_k` likeliest there."""
@@ -248,9 +248,12 @@ class LLM:
             parts += [event for event in self._read(request_id) if isinstance(event, ScoresEvent)]
         return parts
 
-    def _events(self, request: Request) -> Generator[Event, None, None]:
+    def _events(self, request: Request, prompt_ids: list[int]) -> Generator[Event, None, None]:
         finished = 0
         try:
+            with self._lock, DeferredInterrupt():
+                self._open(request, prompt_ids, streams=True)
+            yield _OPENED
             while finished < request.sampling.n:
                 for event in self._read(request.request_id):
                     if not isinstance(event, ScoresEvent):
@@ -258,6 +261,15 @@ class LLM:
                         yield event
         finally:
             self._abort([request.request_id])
+
+
+_OPENED: Any = None  # what `_events` yields once, to `events` itself
+
+
+def _pieces(events: Generator[Event, None, None]) -> Generator[Piece, None, None]:
+    with closing(events):
+        for event in events:
+            yield piece_of(event)
 
 
 class RandomSeeds:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
+from stoker.api.errors import RequestError
+from stoker.api.protocols import SeedSource
+from stoker.api.request import Message
+from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
+from stoker.engine.text import EncodeChat, TextEngine
+from stoker.kernels.cores import physical_cores
+from stoker.kernels.native import KvType
+from stoker.models.load import load_native
+from stoker.sampling.native import native_sampler
+from stoker.tokenizer import Tokenizer, load_tokenizer
+from stoker.tokenizer.chat import ChatTemplate
+from stoker.weights.gguf import GGUFFile
+from stoker.weights.store import resolve
 
-# Address space, not memory: blocks are backed when they are first written. 2 GiB hold 45 000 tokens of
-# SmolLM2-135M or 110 000 of Gemma 3 270M in F16, and still leave a small machine its room.
+# Address space, not memory: blocks are backed when they are first written. In int8, 2 GiB hold about 90 000
+# tokens of SmolLM2-135M or 200 000 of Gemma 3 270M, and still leave a small machine its room.
 DEFAULT_KV_BYTES = 2 << 30
 
 
@@ -18,4 +34,68 @@ class LoadOptions:
     threads: int | None = None  # none: one for each physical core
     context_tokens: int | None = None  # none: what the model was made for
     kv_bytes: int = DEFAULT_KV_BYTES  # most memory of the KV cache
+    kv_type: KvType = "int8"
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "context_tokens", "kv_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; allowed: at least 1")
+        if self.kv_type not in ("int8", "f16"):
+            raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
+
+
+def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, seeds: SeedSource) -> TextEngine:
+    """Load the model that a name or path means (see `stoker.weights.store.resolve`; nothing is downloaded).
+
+    Raises `ModelNotFoundError`, `ModelFormatError`, `CapacityError` if the KV cap holds not one block or the
+    memory cannot be reserved, `RequestError` for an option that the model does not allow.
+    """
+    path = resolve(model)
+    with GGUFFile.open(path) as file:
+        interpreter = load_native(
+            file,
+            threads=options.threads or physical_cores(),
+            kv_bytes=options.kv_bytes,
+            kv_type=options.kv_type,
+            batch_tokens=options.scheduler.batch_tokens,
+        )
+        tokenizer = load_tokenizer(file.metadata, _identity(file))
+    context_tokens = options.context_tokens or interpreter.context_tokens
+    if context_tokens > interpreter.context_tokens:
+        raise RequestError(
+            f"context_tokens is {context_tokens}; allowed: at most {interpreter.context_tokens}, "
+            "which the model was made for"
+        )
+    engine = Engine(
+        interpreter,
+        native_sampler(interpreter.pool),
+        EngineOptions(context_tokens, frozenset(tokenizer.stop_ids), options.scheduler),
+    )
+    # A name stays as it was given; of a path the last part says enough.
+    name = path.stem if os.sep in os.fspath(model) or Path(model).is_file() else os.fspath(model)
+    return TextEngine(engine, tokenizer, seeds=seeds, name=name, encode_chat=_chat_encoder(tokenizer))
+
+
+def _identity(file: GGUFFile) -> str:
+    """Changes whenever the file does: paths, sizes and times of its parts."""
+    parts = []
+    for path in file.paths:
+        status = path.stat()
+        parts.append(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}")
+    return "\n".join(parts)
+
+
+def _chat_encoder(tokenizer: Tokenizer) -> EncodeChat | None:
+    if not tokenizer.chat_template:
+        return None
+
+    @cache  # compiled when the first chat comes: not everybody chats
+    def template() -> ChatTemplate:
+        return ChatTemplate(tokenizer)
+
+    def encode(messages: tuple[Message, ...]) -> list[int]:
+        return template().encode([{"role": m.role, "content": m.content} for m in messages])
+
+    return encode
