@@ -12,8 +12,8 @@ import re
 import time
 import urllib.error
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from stoker.api.errors import PullError
 from stoker.weights.index import IndexSettings, open_url, without_password
@@ -34,7 +34,6 @@ def fetch(
     sha256: str,
     settings: IndexSettings,
     on_bytes: Callable[[int], None],
-    pause_s: float = RETRY_PAUSE_S,
 ) -> None:
     """Download ``url`` to ``target``, going on after what ``target``.part already holds.
 
@@ -45,15 +44,18 @@ def fetch(
     part = target.with_name(target.name + ".part")
     if part.exists() and part.stat().st_size > size_bytes:
         part.unlink()
-    fruitless, reason = 0, ""
+    # Counted from the most that was ever there: a server that does not know ranges starts anew each
+    # time, and one whose file is too short would be asked for ever.
+    most, fruitless, reason = 0, 0, ""
     while (present := part.stat().st_size if part.exists() else 0) < size_bytes:
+        most = max(most, present)
         if fruitless == MAX_ATTEMPTS:
             raise ConnectionError(
-                f"{without_password(url)}: {present} of {size_bytes} bytes arrived, then {MAX_ATTEMPTS}"
+                f"{without_password(url)}: {most} of {size_bytes} bytes arrived, then {MAX_ATTEMPTS}"
                 f" attempts brought none ({reason})"
             )
         if fruitless:
-            time.sleep(pause_s * 2 ** (fruitless - 1))
+            time.sleep(RETRY_PAUSE_S * 2 ** (fruitless - 1))
         try:
             reason = "the connection closed"
             _continue(url, part, present, size_bytes, settings, on_bytes)
@@ -66,7 +68,7 @@ def fetch(
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         arrived = part.stat().st_size if part.exists() else 0
-        fruitless = 0 if arrived > present else fruitless + 1
+        fruitless = 0 if arrived > most else fruitless + 1
     check_sha256(part, sha256, without_password(url))
     part.replace(target)
 
@@ -95,10 +97,10 @@ def _continue(
                 on_bytes(done)
 
 
-def _open_at(part: Path, start: int) -> BinaryIO:
+def _open_at(part: Path, start: int) -> FileIO:
     """``part`` cut to ``start`` bytes (0 where the server sends the file from its beginning)."""
     try:
-        handle = open(part, "r+b" if part.exists() else "wb")  # noqa: SIM115 (the caller closes it)
+        handle = FileIO(part, "r+" if part.exists() else "w")
         handle.truncate(start)
         handle.seek(start)
     except OSError as error:
@@ -116,15 +118,20 @@ def _start_of_answer(response: http.client.HTTPResponse, present: int) -> int:
     return int(match[1])
 
 
-def write_all(handle: BinaryIO, chunk: bytes) -> None:
-    """Write ``chunk``. Raises PullError with the place and the reason when the disk does not take it."""
+def write_all(handle: FileIO, chunk: bytes) -> None:
+    """Write ``chunk``. Raises PullError with the place and the reason when the disk does not take it.
+
+    The file is unbuffered: a buffer would try to write what is left once more when it is closed, and
+    fail with an error that nobody expects there.
+    """
+    left = memoryview(chunk)
     try:
-        handle.write(chunk)
-        handle.flush()
+        while left:
+            left = left[handle.write(left) :]
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space and run the same command again; what has arrived is kept" if full else None
-        raise PullError(f"{handle.name}: cannot be written: {error.strerror}", hint=hint) from error
+        raise PullError(f"{handle.name!s}: cannot be written: {error.strerror}", hint=hint) from error
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:

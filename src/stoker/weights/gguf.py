@@ -219,9 +219,7 @@ class _Part:
             self.mapping.madvise(mmap.MADV_DONTNEED, start, min(offset + n_bytes, self.size_bytes) - start)
 
 
-def _join_parts(
-    make: type[GGUFFile], path: Path, stem: str, count: int, allow_unsupported: bool
-) -> GGUFFile:
+def _join_parts(make: type[GGUFFile], path: Path, stem: str, count: int, allow_unsupported: bool) -> GGUFFile:
     if count > MAX_PARTS:
         raise ModelFormatError(f"{path}: split into {count} parts, allowed: {MAX_PARTS}")
     parts: list[_Part] = []

