@@ -350,7 +350,8 @@ inline void change_row(const SampleTask& t, SampleScratch& s) {
   }
 }
 
-// The best tokens of raw logits, in order. Insertion: at most a few dozen, and they come nearly sorted rarely.
+// The candidates in order of depth, as log-probabilities. Insertion sort: requests ask for 128 at most, and
+// candidates come by ascending id, so that ties keep their order.
 inline void write_top(const SampleScratch& s, int64_t n, float log_total, SampleOutput& out) {
   for (int64_t i = 0; i < n; ++i) {
     const float d = s.depth[i];
