@@ -51,7 +51,8 @@ def rms_norm(x: Float32, weight: Float32, eps: float, head_size: int | None = No
     """[T, width] -> [T, width]; normed over the row, or over each run of head_size columns."""
     heads = x.reshape(len(x), -1, head_size or x.shape[1])
     mean_square = np.mean(heads * heads, axis=-1, keepdims=True, dtype=np.float32)
-    normed = heads / np.sqrt(mean_square + np.float32(eps)) * weight
+    root: Float32 = np.sqrt(mean_square + np.float32(eps))
+    normed: Float32 = heads / root * weight
     return normed.reshape(x.shape)
 
 
