@@ -1,8 +1,8 @@
 """A tokenizer as flat tables in one file: mapped, checked and used without building any objects.
 
 Building the ``tokenizers`` library's model of 262 144 tokens takes about a second at every start; mapping
-these tables takes milliseconds. The file is written once and never changed. Layout: ``MAGIC``, u32 length
-of the JSON header, u32 CRC-32 of all that follows (both little endian), the header, then the sections at
+these tables takes milliseconds. The file is written once and never changed. Layout: ``MAGIC``, u32 CRC-32 of
+all that follows, u32 length of the JSON header (both little endian), the header, then the sections at
 multiples of ``ALIGN_BYTES`` in the byte order of the machine that wrote them.
 """
 
@@ -66,6 +66,7 @@ class TokenTable:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the model; synthetic symbols have higher ids and are not counted."""
         return len(self.types)
 
     def token_text(self, index: int) -> str:
@@ -174,8 +175,9 @@ def _write_sections(header: dict[str, Any], sections: dict[str, array[int] | byt
         at += -(-len(data) // ALIGN_BYTES) * ALIGN_BYTES
     text = json.dumps({**header, "sections": places}).encode()
     text += b" " * (-(_PREFIX_BYTES + len(text)) % ALIGN_BYTES)
-    body = b"".join([text, *(data + bytes(-len(data) % ALIGN_BYTES) for data in raw.values())])
-    return b"".join([MAGIC, len(text).to_bytes(4, "little"), zlib.crc32(body).to_bytes(4, "little"), body])
+    padded = (data + bytes(-len(data) % ALIGN_BYTES) for data in raw.values())
+    body = b"".join([len(text).to_bytes(4, "little"), text, *padded])
+    return MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def unpack(data: Any) -> TokenTable:
@@ -183,10 +185,11 @@ def unpack(data: Any) -> TokenTable:
     view = memoryview(data)
     if len(view) < _PREFIX_BYTES or bytes(view[: len(MAGIC)]) != MAGIC:
         raise TableError("not a tokenizer table")
-    length = int.from_bytes(view[len(MAGIC) : len(MAGIC) + 4], "little")
-    body = view[_PREFIX_BYTES:]
-    if zlib.crc32(body) != int.from_bytes(view[len(MAGIC) + 4 : _PREFIX_BYTES], "little"):
+    at = len(MAGIC) + 4
+    if zlib.crc32(view[at:]) != int.from_bytes(view[len(MAGIC) : at], "little"):
         raise TableError("checksum does not match")
+    length = int.from_bytes(view[at:_PREFIX_BYTES], "little")
+    body = view[_PREFIX_BYTES:]
     header = json.loads(bytes(body[:length]))
     found_form = (header.get("version"), header.get("byte_order"))
     if found_form != (FORMAT_VERSION, sys.byteorder):

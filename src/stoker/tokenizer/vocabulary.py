@@ -319,7 +319,8 @@ def _listed_merges(
 
 
 def arises_from_text(kind: int) -> bool:
-    # Control, unknown and byte tokens never arise from text: what looks like one in a text is text.
+    """Whether tokens of this type come from merging. Control, unknown and byte tokens do not: what looks
+    like one in a text is text."""
     return kind not in (CONTROL, UNKNOWN, BYTE)
 
 
