@@ -23,7 +23,8 @@ from bench.worker import Worker
 from stoker import __version__
 from stoker.bench import WORKLOADS, Decode, Prefill
 from stoker.bench.cold_start import measure_cold_start
-from stoker.bench.machine import describe_machine, measure_limits
+from stoker.bench.machine import describe_machine, kernel_target, measure_limits
+from stoker.kernels.cores import physical_cores
 from stoker.weights.gguf import GGUFFile
 from stoker.weights.pull import pull
 
@@ -34,7 +35,7 @@ MODELS = ("smollm2", "gemma3-270m")
 def main() -> None:
     """Measure, write the results, print the table."""
     options = _options()
-    machine = describe_machine(options.threads)
+    machine = describe_machine()
     print(
         f"{machine['cpu']}, {options.threads} threads; {options.runs} runs of each, medians", file=sys.stderr
     )
@@ -44,6 +45,7 @@ def main() -> None:
         "machine": machine,
         "limits": measure_limits(options.threads),
         "threads": options.threads,
+        "target": kernel_target(),
         "runs": options.runs,
         "models": {},
     }
@@ -115,7 +117,7 @@ def _summary(values: list[float]) -> dict[str, float]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="known names")
-    parser.add_argument("--threads", type=int, default=describe_machine(None)["physical_cores"])
+    parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each workload, 3 or more")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--scratch", action="store_true", help="print the results instead of writing files")

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stoker.bench.model import open_stepper
-
 from stoker import __version__
 from stoker.bench import Decode, Prefill
+from stoker.bench.model import open_interpreter, open_stepper
 
 
 def workload_of(request: dict[str, Any]) -> Prefill | Decode:
@@ -25,7 +24,7 @@ def workload_of(request: dict[str, Any]) -> Prefill | Decode:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    stepper = open_stepper(Path(sys.argv[1]), threads=int(sys.argv[2]))
+    stepper = open_stepper(open_interpreter(Path(sys.argv[1]), threads=int(sys.argv[2])))
     print(json.dumps({"ready": True, "version": __version__}), flush=True)
     for line in sys.stdin:
         print(json.dumps({"tokens_per_s": stepper.rate(workload_of(json.loads(line)))}), flush=True)

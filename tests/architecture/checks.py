@@ -22,7 +22,7 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "api": frozenset(),
         "kernels": frozenset({"api", "_native"}),
         "weights": frozenset({"api", "kernels", "_native"}),
-        "models": frozenset({"api", "kernels", "weights"}),
+        "models": frozenset({"api", "kernels", "weights", "_native"}),
         "tokenizer": frozenset({"api", "kernels", "weights"}),
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),

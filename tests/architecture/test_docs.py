@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-
 from scripts.write_reference import cli_reference, error_classes, errors_reference
+
 from stoker.cli.app import build_app
 
 ROOT = Path(__file__).parents[2]

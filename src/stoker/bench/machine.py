@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
+from stoker.kernels.cores import physical_cores
 
-def describe_machine(threads: int | None) -> dict[str, Any]:
-    """Processor, cores, system, and the target and thread count in use; `threads` none: left out."""
-    described = {
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, system."""
+    return {
         "cpu": _cpu_name(),
         "physical_cores": physical_cores(),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
     }
-    return described if threads is None else {**described, "threads": threads}
 
 
 def measure_limits(threads: int) -> dict[str, float]:
@@ -29,14 +28,11 @@ def measure_limits(threads: int) -> dict[str, float]:
     return {name: float(limits[name]) for name in ("dram_gb_s", "int8_tops")}
 
 
-def physical_cores() -> int:
-    """Cores this process may run on, counting two threads of one core once; at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in allowed:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text(encoding="ascii").strip() if path.exists() else str(cpu))
-    return max(1, len(siblings))
+def kernel_target() -> str:
+    """The instruction set that the kernels use here, as `STOKER_TARGET` names it."""
+    from stoker import _native
+
+    return str(_native.target)
 
 
 def _cpu_name() -> str:

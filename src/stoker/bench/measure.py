@@ -51,6 +51,10 @@ class Stepper:
             return self._prefill_rate(workload)
         return self._decode_rate(workload)
 
+    def forget(self) -> None:
+        """Somebody else has used the blocks: the next decode run prefills its sequences again."""
+        self._filled = None
+
     def check(self, workload: Prefill | Decode) -> None:
         """Raise RequestError unless `workload` fits the model's context and the interpreter's blocks."""
         longest = workload.tokens if isinstance(workload, Prefill) else workload.context + workload.steps
@@ -140,23 +144,22 @@ def engine_rate(
 
 
 def median_rates(
-    rate: Callable[[Prefill | Decode], float],
-    workloads: Mapping[str, Prefill | Decode],
+    measures: Mapping[str, Callable[[], float]],
     *,
     runs: int,
-    before_each: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, under_way: None,
 ) -> dict[str, float]:
-    """Median tokens per second of each workload over `runs` runs, after one that is not counted.
+    """Median of each measure over `runs` runs, after one that is not counted, for the caches.
 
-    Rounds go over all workloads, so that a slow minute of the machine touches all of them alike.
+    Rounds go over all measures, so that a slow minute of the machine touches all of them alike.
     """
-    rates: dict[str, list[float]] = {name: [] for name in workloads}
+    rates: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(runs + 1):
-        for name, workload in workloads.items():
-            before_each(name)
-            measured = rate(workload)
-            if number > 0:  # the first round warms caches and page tables
-                rates[name].append(measured)
+        for place, (name, measure) in enumerate(measures.items()):
+            progress(number * len(measures) + place, (runs + 1) * len(measures), name)
+            rate = measure()
+            if number > 0:
+                rates[name].append(rate)
     return {name: statistics.median(values) for name, values in rates.items()}
 
 

@@ -15,12 +15,10 @@ from stoker.api.errors import StokerError
 from stoker.cli.bench import bench
 from stoker.cli.inspect import inspect
 from stoker.cli.list import list_models
-from stoker.cli.output import say
+from stoker.cli.output import INTERRUPTED_STATUS, say
 from stoker.cli.pull import pull
 from stoker.cli.run import run
 from stoker.cli.version import version
-
-INTERRUPTED = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
 
 
 @dataclass
@@ -91,7 +89,7 @@ def run_app() -> None:
         say(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_STATUS)
     except BrokenPipeError:
         # The reader of our output went away (`stoker list | head -1`). Python would complain once more when
         # it flushes stdout at exit, so stdout is pointed at nothing first.

@@ -29,7 +29,8 @@ def inspect(
 ) -> None:
     """Show what a model file holds.
 
-    Metadata and tensors, also of files with tensor types that cannot be run. Long values and arrays are abbreviated; --json has the values of short arrays and whole texts.
+    Metadata and tensors, also of files with tensor types that cannot be run. Long values and arrays are
+    abbreviated; --json has the values of short arrays and whole texts.
     """
     from stoker.weights.gguf import GGUFFile
     from stoker.weights.inspect import describe

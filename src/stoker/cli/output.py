@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
+
 
 def say(text: str) -> None:
     """One line on stderr, under the program's name."""

@@ -12,7 +12,10 @@ from stoker.cli.output import byte_progress, format_bytes, print_json, say
 
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A known name; `stoker list` shows them.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A known name; `stoker list` shows them.", show_default=False),
+    ],
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stoker.cli.options import ContextOption, JsonOption, ModelArgument, ThreadsOption
-from stoker.cli.output import print_json, say
+from stoker.cli.output import INTERRUPTED_STATUS, print_json, say
 
 PromptArgument = Annotated[
     str | None,
@@ -92,6 +92,7 @@ def run(
     from stoker.cli import compose
     from stoker.cli.chat import chat
     from stoker.cli.pull import fetch_if_missing
+    from stoker.cli.talk import INTERRUPTED
 
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
@@ -120,3 +121,5 @@ def run(
         say(f"seed {answer.seed}; finished: {answer.finish_reason}")
     if not quiet:
         say(answer.timing.sentence())
+    if answer.finish_reason == INTERRUPTED:
+        raise typer.Exit(INTERRUPTED_STATUS)

@@ -96,5 +96,12 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
 
 
 def test_the_first_round_is_not_counted() -> None:
-    rates = iter([100.0, 1.0, 3.0, 2.0])
-    assert median_rates(lambda workload: next(rates), {"a": Prefill(1)}, runs=3) == {"a": 2.0}
+    first, second = iter([100.0, 1.0, 3.0, 2.0]), iter([9.0, 5.0, 5.0, 7.0])
+    seen = []
+    medians = median_rates(
+        {"a": lambda: next(first), "b": lambda: next(second)},
+        runs=3,
+        progress=lambda done, total, name: seen.append((done, total, name)),
+    )
+    assert medians == {"a": 2.0, "b": 5.0}
+    assert seen[:3] == [(0, 8, "a"), (1, 8, "b"), (2, 8, "a")]
