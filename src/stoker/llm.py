@@ -35,6 +35,8 @@ from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import ScoresEvent, TextEngine
 from stoker.kernels.native import KvType
 
+__all__ = ["LLM", "Choice", "Completion", "Piece", "PromptScore", "RandomSeeds"]
+
 PromptLike = str | Sequence[int]
 MessageLike = Message | Mapping[str, str]
 
@@ -286,7 +288,7 @@ def _as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[str | tuple[
         return [prompts]
     if isinstance(prompts, np.ndarray):
         prompts = prompts.tolist()
-    if not isinstance(prompts, Sequence):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise RequestError(
             f"prompts is a {type(prompts).__name__}; allowed: text, token ids, or a list of either"
         )
@@ -300,7 +302,7 @@ def _one_prompt(prompt: PromptLike) -> str | tuple[int, ...]:
 
 
 def _as_ids(items: Any) -> tuple[int, ...]:
-    if not isinstance(items, (Sequence, np.ndarray)):
+    if not isinstance(items, (Sequence, np.ndarray)) or isinstance(items, (str, bytes)):
         raise RequestError(f"a prompt is {items!r}; allowed: text or a list of token ids")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)):

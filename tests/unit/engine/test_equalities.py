@@ -1,8 +1,8 @@
 """E1 to E3 on a fake model: who else runs, how prompts are cut, and lost blocks change no token and no bit.
 
-The model hashes the tokens it reads back through the block table (tests/fakes.py), and the sampler is the real
-definition in numpy at temperature 1. 300 tokens are about equally likely at each step, so a wrong history agrees
-with the right one over 20 tokens by a chance below 300^-20.
+The model hashes the tokens it reads back through the block table (tests/fakes.py), and the sampler is the
+real definition in numpy at temperature 1. 300 tokens are about equally likely at each step, so a wrong
+history agrees with the right one over 20 tokens by a chance below 300^-20.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def test_aborting_the_choice_that_computes_the_prompt_leaves_it_to_the_next() ->
     [({}, 4096), ({"chunk_tokens": 16}, 4096), ({"logit_rows": 8, "max_sequences": 8}, 4096), ({}, 24)],
 )
 def test_scores_are_those_of_the_tokens_alone(scheduler: dict[str, int], num_blocks: int) -> None:
-    """Scored in chunks, among answers, with preemption: each logprob is that of a request which samples it."""
+    """Scored in chunks, among answers, with preemption: each logprob is that of one who samples it."""
     tokens = [(i * 37) % 300 for i in range(150)]
     engine = Engine(
         ScriptedInterpreter(num_blocks=num_blocks),
@@ -241,7 +241,7 @@ def test_scores_are_those_of_the_tokens_alone(scheduler: dict[str, int], num_blo
         assert engine.scheduler.preemptions > 0
     for position in (1, 2, 16, 17, 64, 149):
         single = run([Ask(tokens[:position], SamplingParams(max_tokens=1, logprobs=3, temperature=0), 0)])
-        ids, _, top = single.answers["0", 0]
+        top = single.answers["0", 0][2]
         assert [i for i, _ in top[0]] == top_ids[position - 1]
         known = dict(top[0])
         if tokens[position] in known:
