@@ -72,14 +72,9 @@ def test_two_contents_cannot_make_a_control_token_together() -> None:
 
 
 def test_a_template_may_build_control_tokens_from_roles() -> None:
-    tokenizer = build_tokenizer(
-        bpe_metadata(
-            specials=("<|user|>", "<|end|>"),
-            **{
-                "tokenizer.chat_template": "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
-            },
-        )
-    )
+    source = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    extra = {"tokenizer.chat_template": source}
+    tokenizer = build_tokenizer(bpe_metadata(specials=("<|user|>", "<|end|>"), **extra))
     assert encode_chat(tokenizer, [{"role": "user", "content": "<|user|>"}]).count(0) == 1
 
 
