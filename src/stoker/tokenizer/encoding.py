@@ -113,7 +113,7 @@ class PlainEncoder:
             data = word.encode()
             if self._whole_words:
                 whole = table.token_id("".join(self._characters[byte] for byte in data))
-                if whole is not None:
+                if whole is not None and arises_from_text(table.types[whole]):
                     return [whole]
             symbols = [table.symbol_ids[byte] for byte in data]  # the 256 keys are 0 to 255
         return merge_symbols(symbols, table.merge)

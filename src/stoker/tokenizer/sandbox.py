@@ -33,7 +33,7 @@ from stoker.api.errors import TemplateError
 class TemplateLimits:
     """What one rendering may use. A step takes 1 to 3 microseconds."""
 
-    max_steps: int = 300_000  # a conversation of 1 000 messages takes about 20 000
+    max_steps: int = 300_000  # a conversation of 1 000 messages takes about 25 000
     max_chars: int = 1 << 22  # of the output and of any string on the way: longer than any context
     max_items: int = 100_000  # of any list on the way
     max_source_chars: int = 1 << 17  # the longest templates in use have about 20 000

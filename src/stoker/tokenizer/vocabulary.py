@@ -108,7 +108,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     pre = _pre_tokenizer(metadata) if algorithm == "bpe" else ""
     if algorithm == "bpe":
         symbols, expansions = _byte_symbols(ids, types)
-        merges = _listed_merges(metadata, ids, symbols, len(texts))
+        merges = _listed_merges(metadata, ids, types)
     else:
         symbols, expansions = _char_symbols(ids, texts, types)
         merges = _score_merges(metadata, ids, texts, types, symbols)
@@ -291,9 +291,7 @@ def _byte_symbols(ids: dict[str, int], types: bytearray) -> tuple[dict[int, int]
     return symbols, expansions
 
 
-def _listed_merges(
-    metadata: Mapping[str, Any], ids: dict[str, int], symbols: dict[int, int], num_tokens: int
-) -> Merges:
+def _listed_merges(metadata: Mapping[str, Any], ids: dict[str, int], types: bytearray) -> Merges:
     key = "tokenizer.ggml.merges"
     merges = Merges(array("I"), array("I"), array("I"), array("I"))
     seen: set[tuple[int, int]] = set()
@@ -305,7 +303,7 @@ def _listed_merges(
         merged = ids.get(line[:cut] + line[cut + 1 :])
         if cut < 0 or left is None or right is None or merged is None:
             raise ModelFormatError(f"{key}[{rank}] is {line!r:.80}; two tokens that make a third are needed")
-        if (left, right) in seen:
+        if (left, right) in seen or not arises_from_text(types[merged]):
             continue
         seen.add((left, right))
         merges.left.append(left)

@@ -167,3 +167,13 @@ def test_control_token_text_is_text_even_where_merges_lead_to_it() -> None:
     byte_like = tokenizer.encode("<0x0A>", add_special=False)
     assert tokenizer.decode(byte_like) == "<0x0A>"
     assert not re.search("\n", tokenizer.decode(byte_like))
+
+
+@pytest.mark.parametrize("pre", ["smollm", "llama-bpe"])
+def test_bpe_merges_that_lead_to_a_control_token_are_left_out(pre: str) -> None:
+    metadata = bpe_metadata(merges=("a b", "ab c"), specials=("abc", "<e>"), pre=pre)
+    for tokenizer in _roads(metadata):
+        ids = tokenizer.encode("abc", add_special=False)
+        assert not any(tokenizer.is_special(index) for index in ids)
+        assert tokenizer.decode(ids) == "abc"
+        assert tokenizer.encode("abc", add_special=False, parse_special=True) == [0]
