@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import add
 from typing import Final, Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
 
+_FIRST_COUNTING = 256  # more sequences than most steps have
+_ONE = np.int32(1)
 _NOTHING_SAMPLED: Final = SampleResult(  # of a step whose chunks are all in the middle of a prompt
     np.empty(0, np.int32), np.empty(0, np.float32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 )
@@ -28,17 +31,16 @@ class Samples(Protocol):
 
 
 class Runner:
-    """Stateless between steps: everything it needs is in the plan, the sequences and the pool."""
+    """Keeps nothing between steps: all it needs is in the plan, the sequences and the pool."""
 
     def __init__(self, interpreter: Interpreter, sampler: Samples, pool: BlockPool) -> None:
         self._interpreter = interpreter
         self._sampler = sampler
         self._pool = pool
+        self._counting: Int32 = np.arange(_FIRST_COUNTING, dtype=np.int32)  # 0, 1, 2, ...: to be sliced
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:
-        """Copy the shared blocks that are about to be written, compute the batch, choose a token for each
-        row.
-        """
+        """Make the plan's copies, compute its chunks in one batch, choose a token for each row of logits."""
         sequences = [sequence_of(chunk.number) for chunk in plan.chunks]
         batch = self.batch(plan, sequences)
         for source, destination in plan.copies:
@@ -46,55 +48,57 @@ class Runner:
         logits = self._interpreter.run(batch)
         rows: list[SampleRow] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
-            if chunk.rows:
-                rows += (
-                    _score_rows(sequence, chunk) if sequence.purpose is Purpose.SCORE else [_row(sequence)]
-                )
+            if not chunk.rows:
+                continue
+            if sequence.purpose is Purpose.GENERATE:
+                rows.append(_row(sequence))
+            else:
+                rows += _score_rows(sequence, chunk)
         return self._sampler.sample(logits, rows) if rows else _NOTHING_SAMPLED
 
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
         """The step as every interpreter takes it; `sequences` in the order of the plan's chunks."""
-        chunks = plan.chunks
-        starts = np.array([chunk.start for chunk in chunks], np.int32)
-        counts = np.array([chunk.tokens for chunk in chunks], np.int32)
-        query_start = np.zeros(len(chunks) + 1, np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        kv_tokens = starts + counts
-        if int(query_start[-1]) == len(chunks):  # one token each: the common step is spared the general way
-            positions = starts
-            token_ids = np.array(
-                [sequence.token_at(chunk.start) for sequence, chunk in zip(sequences, chunks, strict=True)],
-                np.int32,
-            )
-        else:
-            offsets = np.repeat(starts - query_start[:-1], counts)
-            positions = np.arange(len(offsets), dtype=np.int32) + offsets
-            token_ids = np.concatenate(
-                [s.ids[chunk.start : chunk.end] for s, chunk in zip(sequences, chunks, strict=True)]
-            )
-        columns = -(-int(kv_tokens.max()) // BLOCK_TOKENS)
-        rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
+        count = len(sequences)
+        _, starts, tokens, rows = zip(*plan.chunks, strict=True)
+        columns = -(-(max(map(add, starts, tokens))) // BLOCK_TOKENS)
+        table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
+        block_tables = self._pool.batch_tables(table_rows, columns)
+        if sum(tokens) != count or sum(rows) != count:
+            return _mixed_batch(plan.chunks, sequences, block_tables)
+        # One token and one row each: the common step is spared most numpy calls, a microsecond apiece.
+        if count >= len(self._counting):
+            self._counting = np.arange(2 * count, dtype=np.int32)
+        positions = np.array(starts, np.int32)
         return Batch(
-            token_ids=token_ids,
+            token_ids=np.array(
+                [s.token_at(start) for s, start in zip(sequences, starts, strict=True)], np.int32
+            ),
             positions=positions,
-            query_start=query_start,
-            kv_tokens=kv_tokens,
-            block_tables=self._pool.batch_tables(rows, columns),
-            logit_rows=_logit_rows(chunks, query_start),
+            query_start=self._counting[: count + 1],
+            kv_tokens=positions + _ONE,
+            block_tables=block_tables,
+            logit_rows=self._counting[:count],
         )
 
 
-def _logit_rows(chunks: tuple[Chunk, ...], query_start: Int32) -> Int32:
-    wanted = np.array([chunk.rows for chunk in chunks], np.int32)
-    ends = query_start[1:]
-    if int(wanted.max()) <= 1:
-        last: Int32 = ends[wanted == 1] - 1
-        return last
-    return np.concatenate(
-        [
-            np.arange(end - rows, end, dtype=np.int32)
-            for end, rows in zip(ends.tolist(), wanted.tolist(), strict=True)
-        ]
+def _mixed_batch(chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tables: Int32) -> Batch:
+    """Chunks of any length, with any number of rows."""
+    starts = np.array([chunk.start for chunk in chunks], np.int32)
+    counts = np.array([chunk.tokens for chunk in chunks], np.int32)
+    query_start = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    offsets = np.repeat(starts - query_start[:-1], counts)
+    positions = np.arange(len(offsets), dtype=np.int32) + offsets
+    ends = query_start[1:].tolist()
+    return Batch(
+        token_ids=np.concatenate([s.ids[c.start : c.end] for s, c in zip(sequences, chunks, strict=True)]),
+        positions=positions,
+        query_start=query_start,
+        kv_tokens=starts + counts,
+        block_tables=block_tables,
+        logit_rows=np.array(
+            [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.rows, end)], np.int32
+        ),
     )
 
 

@@ -101,9 +101,9 @@ class Sequence:
         """[known - prompt] a view, valid until the next `append`."""
         return self._ids[self.prompt : self.known]
 
-    def token_at(self, position: int) -> np.int32:
+    def token_at(self, position: int) -> int:
         """The known token at a position."""
-        return self._ids[position]  # type: ignore[no-any-return]  # numpy types a scalar read as Any
+        return self._ids.item(position)
 
     def append(self, token_id: int) -> None:
         """Add a sampled token and, if it is the last one, say why in `finish_reason`.
