@@ -25,8 +25,9 @@ KvCache::~KvCache() {
 }
 
 void KvCache::copy_block(int64_t source, int64_t destination) {
-  for (size_t l = 0; l < layers_.size(); ++l)
-    std::memcpy(head((int)l, destination, 0), head((int)l, source, 0), (size_t)(layers_[l].head_bytes * layers_[l].shape.kv_heads));
+  for (int l = 0; l < (int)layers_.size(); ++l)
+    for (int h = 0; h < layers_[(size_t)l].shape.kv_heads; ++h)
+      std::memcpy(head(l, destination, h), head(l, source, h), (size_t)layers_[(size_t)l].head_bytes);
 }
 
 }  // namespace stoker

@@ -34,10 +34,12 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
+  // Head-major: consecutive blocks of one head lie side by side, so that attention streams through them.
   uint8_t* head(int layer, int64_t block, int kv_head) const {
     const Layer& l = layers_[(size_t)layer];
-    return base_ + l.offset + (block * l.shape.kv_heads + kv_head) * l.head_bytes;
+    return base_ + l.offset + (kv_head * blocks_ + block) * l.head_bytes;
   }
+  int64_t head_bytes(int layer) const { return layers_[(size_t)layer].head_bytes; }
   void copy_block(int64_t source, int64_t destination);
 
   KvType type() const { return type_; }

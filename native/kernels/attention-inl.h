@@ -82,6 +82,7 @@ inline void attend_with(const AttentionTask& task, const AttentionUnit& unit, fl
   const int64_t first = task.positions[unit.token_begin], last = task.positions[unit.token_end - 1];
   const int64_t oldest = task.window && first >= task.window ? first - task.window + 1 : 0;
   const int32_t* table = task.block_tables + unit.sequence * task.table_stride;
+  const int64_t head_bytes = task.cache->head_bytes(task.layer);
   for (int64_t split = unit.split_begin; split < unit.split_end; ++split) {
     for (int r = 0; r < rows.count; ++r) s.most[r] = kMinusInfinity, s.total[r] = 0.0f;
     const int64_t begin = split * kSplitTokens, end = begin + kSplitTokens;
@@ -91,6 +92,11 @@ inline void attend_with(const AttentionTask& task, const AttentionUnit& unit, fl
       const int blocks = (int)((left < kChunkTokens ? left : kChunkTokens) + kBlockTokens - 1) / kBlockTokens;
       const uint8_t* heads[4];
       for (int b = 0; b < blocks; ++b) heads[b] = task.cache->head(task.layer, table[chunk / kBlockTokens + b], (int)unit.kv_head);
+      // The next chunk is fetched while this one is computed (its table entries exist up to `last`).
+      for (int b = 0; b < 4 && chunk + kChunkTokens + b * kBlockTokens <= last; ++b) {
+        const uint8_t* next = task.cache->head(task.layer, table[chunk / kBlockTokens + 4 + b], (int)unit.kv_head);
+        for (int64_t i = 0; i < head_bytes; i += 64) prefetch(next + i);
+      }
       Cache::scores(task, rows, heads, blocks, s);
       for (int r = 0; r < rows.count; ++r) {
         const bool seen = chunk_softmax(task, s.scores + r * kChunkTokens, chunk, task.positions[rows.token(r)], &s.most[r],
