@@ -35,7 +35,7 @@ _OPEN_LEFT_RANGES: tuple[tuple[str, float, float], ...] = (
 class SamplingParams:
     """How tokens are chosen and when to stop. Raises `RequestError` for a value outside its range.
 
-    Filters apply in the order: penalties and logit bias, temperature, top_k, typical_p, top_p, min_p.
+    They apply in the order: logit bias, penalties, temperature, top_k, typical_p, top_p, min_p.
     The same params, seed and prompt give the same tokens, whatever else the machine is doing.
     """
 
