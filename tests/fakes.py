@@ -118,7 +118,9 @@ class GreedySampler:
 
 
 class RecitingInterpreter:
-    """Says a fixed text after a prompt of known length, whatever the prompt was; then its last token for ever."""
+    """Says a fixed text after a prompt of known length, whatever the prompt was; then its last token for
+    ever.
+    """
 
     def __init__(self, token_ids: Sequence[int], *, prompt_tokens: int, num_blocks: int = 64) -> None:
         self.vocabulary = ByteTokenizer.vocab_size
@@ -140,7 +142,9 @@ class RecitingInterpreter:
 
 
 class ByteTokenizer:
-    """A token for each byte, then BOS, EOS and a few words: enough to cut characters and stop strings anywhere."""
+    """A token for each byte, then BOS, EOS and a few words: enough to cut characters and stop strings
+    anywhere.
+    """
 
     BOS, EOS = 256, 257
     WORDS = (" the", " boiler", "\n\n", " é", "STOP", " coal", "<turn>")

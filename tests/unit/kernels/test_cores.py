@@ -35,7 +35,8 @@ def test_without_a_topology_each_cpu_is_a_core(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "most"), [("max 100000", 1 << 30), ("100000 100000", 1), ("150000 100000", 2), ("5000 100000", 1)]
+    ("quota", "most"),
+    [("max 100000", 1 << 30), ("100000 100000", 1), ("150000 100000", 2), ("5000 100000", 1)],
 )
 def test_a_quota_is_a_cap(tmp_path: Path, quota: str, most: int) -> None:
     (tmp_path / "cpu.max").write_text(quota + "\n")
