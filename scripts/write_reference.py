@@ -24,7 +24,7 @@ OTHER_VARIABLES = (
     ("STOKER_HOME", "Folder for fetched models, instead of the system's cache folder."),
     (
         "STOKER_TARGET",
-        "Instruction set of the kernels: scalar, avx2, avx512_vnni or neon_dot; default: the best here.",
+        "Instruction set of the kernels: scalar, avx2, avx512 or neon; default: the best here.",
     ),
     ("HF_HUB_CACHE, HF_HOME", "Where Hugging Face keeps its files, as its own tools read them."),
     ("OLLAMA_MODELS", "Where Ollama keeps its models."),

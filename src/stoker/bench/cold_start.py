@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +21,7 @@ class ColdStart:
     """Medians of several fresh processes."""
 
     first_token_s: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # until then; 0 where the system does not tell
 
 
 def measure_cold_start(model_path: Path, *, threads: int | None, runs: int = 3) -> ColdStart:
@@ -31,7 +31,7 @@ def measure_cold_start(model_path: Path, *, threads: int | None, runs: int = 3) 
     """
     _read_through(model_path)
     command = [sys.executable, "-m", "stoker", "run", str(model_path), "Why is the sky blue?"]
-    command += ["--max-tokens", "8", "--temperature", "0", "--quiet"]
+    command += ["--max-tokens", "32", "--temperature", "0", "--quiet"]
     if threads is not None:
         command += ["--threads", str(threads)]
     measured = [_one_start(command) for _ in range(runs)]
@@ -47,21 +47,27 @@ def _one_start(command: Sequence[str]) -> ColdStart:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
-    assert process.stderr is not None
     first = process.stdout.read(1)
     first_token_s = time.perf_counter() - started
-    process.stdout.read()
-    complaint = process.stderr.read().decode(errors="replace").strip()
-    # wait4 rather than wait: it is the one call that tells this child's own peak memory.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    process.stderr.close()
+    peak_bytes = _peak_memory_bytes(process.pid)
+    _, complaint = process.communicate()
     if process.returncode != 0 or not first:
-        last = complaint.splitlines()[-1] if complaint else "it printed nothing"
-        raise EngineError(f"stoker run ended with status {process.returncode}: {last}")
-    unit_bytes = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in kilobytes except on macOS
-    return ColdStart(first_token_s, usage.ru_maxrss * unit_bytes)
+        lines = complaint.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise EngineError(f"stoker run ended with status {process.returncode}: {lines[-1]}")
+    return ColdStart(first_token_s, peak_bytes)
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    """Most resident memory of a living process so far; 0 where the system does not tell.
+
+    Not the ru_maxrss that waiting for it gives: on Linux that counts what its parent held when it was forked.
+    The peak is while weights are packed, so before the first token.
+    """
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return 0
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="ascii"), re.M)
+    return int(found.group(1)) * 1024 if found else 0
 
 
 def _read_through(path: Path) -> None:

@@ -47,8 +47,9 @@ class AnswerTiming:
 
     def sentence(self) -> str:
         """For stderr: "prompt 31 tokens, 2210 tokens/s; answer ...; first token after 14 ms"."""
-        parts = [_part("prompt", self.prompt_tokens, self.prompt_tokens_per_s)]
-        parts.append(_part("answer", self.answer_tokens, self.answer_tokens_per_s))
+        parts = [_part("answer", self.answer_tokens, self.answer_tokens_per_s)]
+        if self.prompt_tokens:  # not known of an answer that was interrupted
+            parts.insert(0, _part("prompt", self.prompt_tokens, self.prompt_tokens_per_s))
         if self.time_to_first_token_s is not None:
             parts.append(f"first token after {self.time_to_first_token_s * 1000:.0f} ms")
         return "; ".join(parts)

@@ -29,6 +29,7 @@ def test_an_answer_of_one_token_has_no_rate_and_one_of_none_no_time() -> None:
     )
     empty = _timing(3, 0, None, None)
     assert empty.sentence() == "prompt 3 tokens; answer 0 tokens"
+    assert _timing(0, 2, 10.5, 11.5).sentence() == "answer 2 tokens, 1 tokens/s; first token after 500 ms"
     assert empty.as_dict()["time_to_first_token_s"] is None
 
 
