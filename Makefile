@@ -33,7 +33,7 @@ help:
 # Without build isolation the CMake build folder is reused, so that a change compiles only what it touches.
 $(INSTALLED): .venv/stamps/python $(NATIVE_SOURCES)
 	@scripts/ensure-compiler
-	@echo "stoker: building (the first build takes a few minutes)" >&2
+	@echo "stoker: building (the first time takes a minute or two)" >&2
 	@$(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check \
 		"scikit-build-core>=0.10" "nanobind>=2.4" "cmake>=3.26" ninja
 	@PATH="$$PWD/.venv/bin:$$PATH" $(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check \
@@ -77,8 +77,8 @@ docs: $(INSTALLED)
 	@$(PYTHON_IN_VENV) scripts/write_reference.py
 	@$(PYTHON_IN_VENV) -m bench.report
 
-oracle:
-	@scripts/write-goldens
+oracle: $(INSTALLED)
+	@scripts/write-goldens $(PYTHON_IN_VENV)
 
 clean:
 	rm -rf .venv .venv-oracle bench/.venv-llama build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -85,10 +85,10 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(smollm2_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert process.stdout is not None
-    first = process.stdout.read(1)
+    first = process.stdout.read(40)  # some tokens
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (first + rest).strip()
+    assert len(first + rest) >= 40
     assert "tokens/s" in errors
     assert "Traceback" not in errors
