@@ -1,7 +1,7 @@
 """The C++ core as Python sees it; native/bindings.cc and native/bind_sample.cc define it.
 
-Everything raises ValueError for arguments that do not fit together, and holds no Python object while it computes.
-Buffers, weights and steps are named by the integers that the functions which make them return.
+Everything raises ValueError for arguments that do not fit together. Buffers are named by the integers that the
+functions which make them return.
 """
 
 from collections.abc import Sequence

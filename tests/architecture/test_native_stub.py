@@ -1,4 +1,4 @@
-"""The stub of the compiled module names what the module has, with the same parameters: it is the face's document."""
+"""The stub of the compiled module names what the module has, with the same parameters."""
 
 from __future__ import annotations
 
