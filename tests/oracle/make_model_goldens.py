@@ -94,7 +94,7 @@ def cases() -> list[Case]:
         Case(
             "qwen3",
             "qwen3",
-            transformers.Qwen3Config(**{**common, "head_dim": 32, "intermediate_size": 64}),
+            transformers.Qwen3Config(**{**common, "head_dim": 32, "intermediate_size": 32}),
             transformers.Qwen3ForCausalLM,
         ),
         *gemma3_cases(common),

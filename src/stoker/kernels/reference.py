@@ -49,7 +49,8 @@ def embed(token_ids: Int32, table: Float32, scale: float = 1.0) -> Float32:
 
 def rms_norm(x: Float32, weight: Float32, eps: float, head_size: int | None = None) -> Float32:
     """[T, width] -> [T, width]; normed over the row, or over each run of head_size columns."""
-    heads = x.reshape(len(x), -1, head_size or x.shape[1])
+    size = head_size or x.shape[1]
+    heads = x.reshape(len(x), x.shape[1] // size, size)  # no -1, which x without rows would not settle
     mean_square = np.mean(heads * heads, axis=-1, keepdims=True, dtype=np.float32)
     root: Float32 = np.sqrt(mean_square + np.float32(eps))
     normed: Float32 = heads / root * weight
