@@ -65,14 +65,20 @@ std::vector<float> vector_of(const Floats& a) { return std::vector<float>(a.data
 
 using LogitsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
-nb::object run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
-               Ints logit_rows, int64_t width) {
-  BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
+BatchView view_of(const LoadedProgram& self, const Ints& token_ids, const Ints& positions, const Ints& query_start,
+                  const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows) {
+  const BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
               token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data()};
   if (b.tokens < 1 || b.tokens > self.program.max_tokens() || (int64_t)positions.size() != b.tokens ||
       (int64_t)query_start.size() != b.sequences + 1 || (int64_t)tables.shape(0) != b.sequences)
     throw std::invalid_argument("the batch's arrays do not fit together, or it has more than " +
                                 std::to_string(self.program.max_tokens()) + " tokens");
+  return b;
+}
+
+nb::object run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
+               Ints logit_rows, int64_t width) {
+  const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows);
   const float* out;
   {
     nb::gil_scoped_release release;
@@ -97,7 +103,7 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
            }, "out"_a, "table"_a, "scale"_a)
       .def("norm",
            [](LoadedProgram& s, int x, int residual, int out, int out_quantised, Floats weight, float eps, int64_t groups) {
-             s.program.add(NormStep{x, residual, out, out_quantised, vector_of(weight), eps, groups});
+             s.program.add(NormStep{x, residual, out, out_quantised, vector_of(weight), eps, groups, {}});
            },
            "x"_a, "residual"_a, "out"_a, "out_quantised"_a, "weight"_a, "eps"_a, "groups"_a)
       .def("quantise", [](LoadedProgram& s, int x, int out) { s.program.add(QuantiseStep{x, out}); }, "x"_a, "out"_a)
@@ -105,7 +111,7 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
            [](LoadedProgram& s, int x, int x_quantised,
               std::vector<std::tuple<std::shared_ptr<PackedMatrix>, int, Floats, bool>> parts) {
              LinearStep step{x, x_quantised, {}};
-             for (auto& [weight, out, bias, add] : parts) step.parts.push_back({weight, out, vector_of(bias), add});
+             for (auto& [weight, out, bias, add] : parts) step.parts.push_back({weight, out, vector_of(bias), add, {}});
              s.program.add(std::move(step));
            },
            "x"_a, "x_quantised"_a, "parts"_a)
@@ -113,7 +119,7 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
            [](LoadedProgram& s, int x_quantised, int out_quantised, std::shared_ptr<PackedMatrix> gate,
               std::shared_ptr<PackedMatrix> up, bool gelu) {
              s.program.add(GatedLinearStep{x_quantised, out_quantised, std::move(gate), std::move(up),
-                                           gelu ? Activation::gelu_tanh : Activation::silu});
+                                           gelu ? Activation::gelu_tanh : Activation::silu, {}, {}});
            },
            "x_quantised"_a, "out_quantised"_a, "gate"_a, "up"_a, "gelu"_a)
       .def("gated",
@@ -198,6 +204,10 @@ NB_MODULE(_native, m) {
       .def_ro("columns", &PackedMatrix::columns)
       .def_prop_ro("nbytes", &PackedMatrix::bytes)
       .def_prop_ro("is_float", [](const PackedMatrix& s) { return s.layout.kind != Kind::quantised; })
+      .def("element", [](const PackedMatrix& s, int64_t row, int64_t column) {
+        if (row < 0 || row >= s.rows || column < 0 || column >= s.columns) throw std::invalid_argument("no such element");
+        return packed_element(s, row, column);
+      }, "row"_a, "column"_a)
       .def("panels_bytes", [](const PackedMatrix& s) {
         uint8_t* out = new uint8_t[(size_t)s.bytes()];
         std::memcpy(out, s.data.get(), (size_t)s.bytes());
@@ -231,6 +241,13 @@ NB_MODULE(_native, m) {
   nb::class_<LoadedProgram> program(m, "Program");
   program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t>(), "pool"_a, "cache"_a, "max_tokens"_a)
       .def_prop_ro("buffer_bytes", [](const LoadedProgram& s) { return s.program.buffer_bytes(); })
+      .def("calibrate",
+           [](LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables, Ints logit_rows, int most) {
+             const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows);
+             nb::gil_scoped_release release;
+             self.program.calibrate(b, most);
+           },
+           "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "most"_a)
       .def("run", &run, "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "width"_a);
   bind_steps(program);
   bind_sample(m);

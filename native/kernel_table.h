@@ -21,6 +21,10 @@ struct QuantisedRows {
   float* scaled_sum = nullptr;   // [tiles][columns/32][16]: scale * sum of q
   int32_t* sum = nullptr;        // [tiles][columns/32][16]
   int32_t* half_sum = nullptr;   // [tiles][columns/32][16][2]: sums of 16 columns
+  // Columns kept out of the int8 groups because their size would coarsen the whole group; in float32 instead.
+  int outliers = 0;
+  const int32_t* outlier_columns = nullptr;  // [outliers], ascending
+  float* outlier_values = nullptr;           // [tokens][outliers]
 };
 
 // out[t][r] = x[t] . w[r] (+ bias[r]) (+ out[t][r] when add), rows of the panels asked for.
@@ -29,6 +33,8 @@ struct LinearTask {
   const PackedMatrix* up = nullptr;  // gated: weight is the gate, out = activation(gate) * up
   Activation activation = Activation::silu;
   QuantisedRows x;           // for quantised weights
+  const float* outlier_weights = nullptr;     // [panels][x.outliers][16]: the weights of the outlier columns
+  const float* up_outlier_weights = nullptr;  // the same of `up`
   const float* x_float = nullptr;  // [tokens][columns], for float weights
   int64_t tokens = 0;
   float* out = nullptr;      // [tokens][out_stride]

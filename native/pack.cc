@@ -368,4 +368,21 @@ void unpack_rows(const PackedMatrix& m, int64_t row_begin, int64_t row_end, floa
   }
 }
 
+float packed_element(const PackedMatrix& m, int64_t row, int64_t column) {
+  const uint8_t* panel = m.panel(row / kPanelRows);
+  const int in_panel = static_cast<int>(row % kPanelRows);
+  const Layout& layout = m.layout;
+  if (layout.kind != Kind::quantised) {
+    const uint8_t* element = panel + (column * kPanelRows + in_panel) * layout.element_bytes();
+    if (layout.kind == Kind::f32) return std::bit_cast<float>(load32(element));
+    if (layout.kind == Kind::f16) return half_to_float(load16(element));
+    return std::bit_cast<float>(static_cast<uint32_t>(load16(element)) << 16);
+  }
+  std::array<uint8_t, kBlockColumns> quants;
+  read_quants(layout, panel + m.scale_section + column / kBlockColumns * layout.quant_block_bytes(), in_panel, quants.data());
+  const auto [scale, minimum] = read_scale(layout, panel, in_panel, column / layout.group * layout.group);
+  const float value = scale * static_cast<float>(quants[static_cast<size_t>(column % kBlockColumns)] - layout.offset);
+  return layout.has_min ? value + minimum : value;
+}
+
 }  // namespace stoker

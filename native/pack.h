@@ -37,4 +37,7 @@ PackResult pack_panels(PackedMatrix& matrix, int ggml_type, const uint8_t* raw, 
 // Throws std::invalid_argument when the range is outside the matrix.
 void unpack_rows(const PackedMatrix& matrix, int64_t row_begin, int64_t row_end, float* out);
 
+// One element, as unpack_rows gives it. For single columns: far slower per element than unpack_rows.
+float packed_element(const PackedMatrix& matrix, int64_t row, int64_t column);
+
 }  // namespace stoker

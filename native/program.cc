@@ -22,7 +22,7 @@ int Program::float_buffer(int64_t width, bool selected) {
 }
 
 int Program::quantised_buffer(int64_t columns, bool selected) {
-  quantised_.push_back({columns, selected, {}, {}, {}, {}, {}});
+  quantised_.push_back({columns, selected, {}, {}, {}, {}, {}, {}, {}});
   return (int)quantised_.size() - 1;
 }
 
@@ -34,7 +34,16 @@ int Program::rope_table(int rotary, bool interleaved, std::vector<float> frequen
 QuantisedRows Program::quantised(int buffer) {
   if (buffer < 0) return {};
   QuantisedBuffer& b = quantised_[(size_t)buffer];
-  return {b.columns, b.q.data(), b.scale.data(), b.scaled_sum.data(), b.sum.data(), b.half_sum.data()};
+  return {b.columns,         b.q.data(),           b.scale.data(),           b.scaled_sum.data(),    b.sum.data(),
+          b.half_sum.data(), (int)b.outliers.size(), b.outliers.data(), b.outlier_values.data()};
+}
+
+QuantisedRows Program::rewritten(int buffer, const std::vector<int32_t>& outliers, int64_t tokens) {
+  if (buffer < 0) return {};
+  QuantisedBuffer& b = quantised_[(size_t)buffer];
+  b.outliers = outliers;
+  if (b.outlier_values.size() < outliers.size() * (size_t)tokens) b.outlier_values.resize(outliers.size() * (size_t)tokens);
+  return quantised(buffer);
 }
 
 int64_t Program::buffer_bytes() const {
@@ -118,19 +127,20 @@ struct StepRunner {
     const int64_t n = (int64_t)s.weight.size();
     const float *x = p.floats(s.x), *residual = p.floats(s.residual), *w = s.weight.data();
     float* out = p.floats(s.out);
-    const QuantisedRows quantised = p.quantised(s.out_quantised);
+    const QuantisedRows quantised = p.rewritten(s.out_quantised, s.outliers, rows);
     over_rows(4, [&](int64_t b, int64_t e) {
       if (residual) k().rms_norm_add(x, w, residual, n, s.eps, out, b * s.groups, e * s.groups);
       else if (out) k().rms_norm(x, w, n, s.eps, out, b * s.groups, e * s.groups);
       if (!quantised.q) return;
-      if (out) k().quantise_rows(out, n, quantised, b, e);
+      if (out && s.outliers.empty()) k().quantise_rows(out, n, quantised, b, e);
       else k().rms_norm_quantise(x, w, n, s.eps, quantised, b, e);
     });
     if (s.out >= 0) last_out = s.out;
   }
 
   void operator()(const QuantiseStep& s) {
-    over_rows(4, [&](int64_t b, int64_t e) { k().quantise_rows(p.floats(s.x), width(s.x), p.quantised(s.out), b, e); });
+    const QuantisedRows out = p.rewritten(s.out, {}, rows);
+    over_rows(4, [&](int64_t b, int64_t e) { k().quantise_rows(p.floats(s.x), width(s.x), out, b, e); });
   }
 
   void operator()(const LinearStep& s) {
@@ -144,6 +154,7 @@ struct StepRunner {
           task.weight = part.weight.get();
           task.x = p.quantised(s.x_quantised);
           task.x_float = p.floats(s.x);
+          task.outlier_weights = part.outlier_weights.data();
           task.tokens = rows;
           task.out = p.floats(part.out);
           task.out_stride = width(part.out);
@@ -164,7 +175,9 @@ struct StepRunner {
     task.activation = s.activation;
     task.x = p.quantised(s.x_quantised);
     task.tokens = rows;
-    task.out_quantised = p.quantised(s.out_quantised);
+    task.outlier_weights = s.gate_outlier_weights.data();
+    task.up_outlier_weights = s.up_outlier_weights.data();
+    task.out_quantised = p.rewritten(s.out_quantised, {}, rows);
     const int64_t pairs = s.gate->rows / 32;
     pool().run(pairs, grain_for(pairs, pool().threads()), [&](int64_t b, int64_t e, int) { k().linear_gated(task, b, e); });
   }
@@ -190,7 +203,7 @@ struct StepRunner {
     task.layer = s.layer, task.heads = s.heads, task.kv_heads = s.kv_heads, task.head_size = s.head_size;
     task.scale = s.scale, task.window = s.window, task.softcap = s.softcap;
     task.positions = batch.positions, task.block_tables = batch.block_tables, task.table_stride = batch.table_stride;
-    task.q = p.floats(s.q), task.out = p.floats(s.out), task.out_quantised = p.quantised(s.out_quantised);
+    task.q = p.floats(s.q), task.out = p.floats(s.out), task.out_quantised = p.rewritten(s.out_quantised, {}, rows);
     task.q_int8 = p.q_int8_.data(), task.q_scale = p.q_scale_.data(), task.q_sum = p.q_sum_.data();
     const float *keys = p.floats(s.k), *values = p.floats(s.v);
     over_rows(4, [&](int64_t b, int64_t e) {
@@ -264,7 +277,7 @@ struct StepRunner {
   }
 };
 
-const float* Program::run(const BatchView& batch) {
+void Program::prepare(const BatchView& batch) {
   // Buffers grow to the largest batch seen and stay: a step after the first of its size allocates nothing.
   for (FloatBuffer& b : floats_) {
     // 16 floats more: elementwise steps work on whole vectors, also on the last of an odd number of columns.
@@ -287,9 +300,22 @@ const float* Program::run(const BatchView& batch) {
   plans_.clear();
   plans_.reserve(64);  // plan_units hands out references
   make_rope_tables(batch);
+}
+
+const float* Program::run(const BatchView& batch) {
+  prepare(batch);
   StepRunner runner{*this, batch, batch.tokens};
   for (const Step& step : steps_) std::visit(runner, step);
   return floats(runner.last_out);
+}
+
+void Program::run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before) {
+  prepare(batch);
+  StepRunner runner{*this, batch, batch.tokens};
+  for (Step& step : steps_) {
+    before(step, runner.rows);
+    std::visit(runner, step);
+  }
 }
 
 }  // namespace stoker

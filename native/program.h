@@ -2,6 +2,7 @@
 // Python (src/stoker/kernels/native.py) lowers a Program of ops to these steps, fusing on the way; the core
 // only executes. Every step works on rows (tokens), panels, or (sequence, head, split) units.
 #pragma once
+#include <functional>
 #include <memory>
 #include <variant>
 #include <vector>
@@ -30,6 +31,7 @@ struct NormStep {  // out = norm(x), or residual + norm(x), per group of `width`
   std::vector<float> weight;
   float eps;
   int64_t groups;  // heads per row for per-head norms, else 1
+  std::vector<int32_t> outliers;  // columns kept out of the int8 groups; chosen by calibrate()
 };
 struct QuantiseStep {
   int x, out;
@@ -39,6 +41,7 @@ struct LinearPart {
   int out;
   std::vector<float> bias;  // empty: none
   bool add;
+  std::vector<float> outlier_weights;  // [panels][outliers of x][16]
 };
 struct LinearStep {  // parts share their input: quantised x, or float x for float weights
   int x, x_quantised;
@@ -48,6 +51,7 @@ struct GatedLinearStep {
   int x_quantised, out_quantised;
   Matrix gate, up;
   Activation activation;
+  std::vector<float> gate_outlier_weights, up_outlier_weights;
 };
 struct GatedStep {
   int gate, up, out;
@@ -100,6 +104,10 @@ class Program {
   int rope_table(int rotary, bool interleaved, std::vector<float> frequency);
   void add(Step step) { steps_.push_back(std::move(step)); }
 
+  // Runs the batch and chooses, for each norm whose result is quantised, the columns that coarsen their groups
+  // most: up to `most` per norm. Once, before the first run; see calibrate.cc.
+  void calibrate(const BatchView& batch, int most);
+
   // Runs every step; returns the last step's float buffer, [batch.rows][width], valid until the next run.
   const float* run(const BatchView& batch);
   int64_t buffer_bytes() const;
@@ -118,6 +126,8 @@ class Program {
     std::vector<int8_t> q;
     std::vector<float> scale, scaled_sum;
     std::vector<int32_t> sum, half_sum;
+    std::vector<int32_t> outliers;     // columns, as the norm that wrote the buffer last left them
+    std::vector<float> outlier_values; // [tokens][outliers]
   };
   struct UnitPlan {  // attention work of one batch for layers of one shape
     int kv_heads = 0, group = 0, head_size = 0;
@@ -130,6 +140,10 @@ class Program {
 
   float* floats(int buffer) { return buffer < 0 ? nullptr : floats_[(size_t)buffer].data.data(); }
   QuantisedRows quantised(int buffer);
+  // The buffer about to be written by a step with these outlier columns (none for all but norms).
+  QuantisedRows rewritten(int buffer, const std::vector<int32_t>& outliers, int64_t tokens);
+  void prepare(const BatchView& batch);
+  void run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before);
   void make_rope_tables(const BatchView& batch);
   const UnitPlan& plan_units(const BatchView& batch, const AttentionStep& step);
 

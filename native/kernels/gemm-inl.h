@@ -62,9 +62,21 @@ struct PanelReader {
   }
 };
 
+// What a panel's sums start from: 0, or the outlier columns in float32, in column order.
+struct Outliers {
+  int count;
+  const float* weights;  // [count][16], this panel's
+  const float* values;   // [tokens of the tile][count]
+  inline F32 start(int token) const {
+    F32 sum = zero_f32();
+    for (int i = 0; i < count; ++i) sum = fma(load(weights + 16 * i), set1(values[token * count + i]), sum);
+    return sum;
+  }
+};
+
 // Sums of `tokens` (<= NT; the rest computes on stale slots) tile-local tokens from `first` into acc[NT].
 template <int BITS, int GROUP, bool MIN, bool TWO, int NT>
-inline void tile_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile& x, int first, const uint8_t* cold_end, F32* out) {
+inline void tile_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile& x, int first, int tokens, const uint8_t* cold_end, const Outliers& outliers, F32* out) {
   using Reader = PanelReader<BITS, GROUP, MIN, TWO>;
   Reader reader(m, panel);
   const int64_t blocks = m.columns / 32;
@@ -76,6 +88,8 @@ inline void tile_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile&
   const int offset = m.layout.offset - (BITS == 8 ? kByteBias : 0);
   F32 acc[NT];
   for (int t = 0; t < NT; ++t) acc[t] = zero_f32();
+  if (outliers.count)
+    for (int t = 0; t < NT && t < tokens; ++t) acc[t] = outliers.start(first + t);
   for (int64_t b = 0; b < blocks; ++b) {
     if (ahead + b * share < cold_end)
       for (int64_t i = 0; i < share; i += 64) prefetch(ahead + b * share + i);
@@ -107,8 +121,8 @@ inline void tile_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile&
 
 // Sums of up to 16 tokens of one tile; count is rounded up to the nearest compiled width.
 template <int BITS, int GROUP, bool MIN, bool TWO>
-inline void panel_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile& x, int count, const uint8_t* cold_end, F32* out) {
-#define STOKER_TILE(n) tile_sums<BITS, GROUP, MIN, TWO, n>(m, panel, x, first, cold_end, out + first)
+inline void panel_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile& x, int count, const uint8_t* cold_end, const Outliers& outliers, F32* out) {
+#define STOKER_TILE(n) tile_sums<BITS, GROUP, MIN, TWO, n>(m, panel, x, first, left, cold_end, outliers, out + first)
   for (int first = 0; first < count; first += kTokenTile, cold_end = nullptr) {
     const int left = count - first;
     if constexpr (kTokenTile == 16) {
@@ -127,7 +141,7 @@ inline void panel_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile
 #undef STOKER_TILE
 }
 
-using PanelSums = void (*)(const PackedMatrix&, int64_t, const QuantisedTile&, int, const uint8_t*, F32*);
+using PanelSums = void (*)(const PackedMatrix&, int64_t, const QuantisedTile&, int, const uint8_t*, const Outliers&, F32*);
 
 inline PanelSums panel_sums_for(const Layout& l) {
   if (!l.two_level) {
@@ -157,13 +171,19 @@ inline void store_panel(const LinearTask& task, int64_t panel, int64_t token, F3
   }
 }
 
+inline Outliers outliers_of(const LinearTask& task, const float* weights, int64_t panel, int64_t token) {
+  const int n = task.x.outliers;
+  return {n, weights + panel * n * 16, task.x.outlier_values + token * n};
+}
+
 void linear_quantised(const LinearTask& task, int64_t panel_begin, int64_t panel_end) {
   const PanelSums sums_of = panel_sums_for(task.weight->layout);
   F32 sums[16];
   for (int64_t p = panel_begin; p < panel_end; ++p)
     for (int64_t t = 0; t < task.tokens; t += 16) {
       const int count = (int)(task.tokens - t < 16 ? task.tokens - t : 16);
-      sums_of(*task.weight, p, tile_of(task.x, t / 16), count, t == 0 ? task.weight->panel(panel_end) : nullptr, sums);
+      sums_of(*task.weight, p, tile_of(task.x, t / 16), count, t == 0 ? task.weight->panel(panel_end) : nullptr,
+              outliers_of(task, task.outlier_weights, p, t), sums);
       for (int i = 0; i < count; ++i) store_panel(task, p, t + i, sums[i]);
     }
 }
@@ -177,8 +197,10 @@ void linear_gated(const LinearTask& task, int64_t pair_begin, int64_t pair_end) 
       const int count = (int)(task.tokens - t < 16 ? task.tokens - t : 16);
       const QuantisedTile x = tile_of(task.x, t / 16);
       for (int half = 0; half < 2; ++half) {
-        gate_of(*task.weight, 2 * pair + half, x, count, t == 0 ? task.weight->panel(2 * pair_end) : nullptr, gate[half]);
-        up_of(*task.up, 2 * pair + half, x, count, t == 0 ? task.up->panel(2 * pair_end) : nullptr, up);
+        gate_of(*task.weight, 2 * pair + half, x, count, t == 0 ? task.weight->panel(2 * pair_end) : nullptr,
+                outliers_of(task, task.outlier_weights, 2 * pair + half, t), gate[half]);
+        up_of(*task.up, 2 * pair + half, x, count, t == 0 ? task.up->panel(2 * pair_end) : nullptr,
+              outliers_of(task, task.up_outlier_weights, 2 * pair + half, t), up);
         for (int i = 0; i < count; ++i) gate[half][i] = gated(task.activation, gate[half][i], up[i]);
       }
       const QuantisedTile out = tile_of(task.out_quantised, t / 16);

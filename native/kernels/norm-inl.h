@@ -33,17 +33,29 @@ void rms_norm_add(const float* x, const float* weight, const float* residual, in
   }
 }
 
-// Norm and quantise in one pass over the row: what every linear layer after a norm reads.
+// Norm and quantise in one pass over the row: what every linear layer after a norm reads. Outlier columns go
+// to out.outlier_values and are 0 in their group.
 void rms_norm_quantise(const float* x, const float* weight, int64_t width, float eps, const QuantisedRows& out,
                        int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const float* row = x + t * width;
     const F32 inverse = set1(inverse_rms(row, width, eps));
     const QuantisedTile tile = tile_of(out, t / 16);
+    alignas(64) float x[32];
+    int next = 0;  // of the outlier columns, which ascend
     for (int64_t b = 0; b < width / 32; ++b) {
       const int64_t i = b * 32;
-      quantise_into(tile, b, (int)(t % 16), load(row + i) * inverse * load(weight + i),
-                    load(row + i + 16) * inverse * load(weight + i + 16));
+      F32 lo = load(row + i) * inverse * load(weight + i), hi = load(row + i + 16) * inverse * load(weight + i + 16);
+      if (next < out.outliers && out.outlier_columns[next] / 32 == b) {
+        store(x, lo);
+        store(x + 16, hi);
+        for (; next < out.outliers && out.outlier_columns[next] / 32 == b; ++next) {
+          out.outlier_values[t * out.outliers + next] = x[out.outlier_columns[next] % 32];
+          x[out.outlier_columns[next] % 32] = 0.0f;
+        }
+        lo = load(x), hi = load(x + 16);
+      }
+      quantise_into(tile, b, (int)(t % 16), lo, hi);
     }
   }
 }

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from stoker import _native
 from stoker.api.errors import CapacityError, EngineError
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.lowering import Lowering
-from stoker.kernels.program import Batch, Float32, Program
+from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Program
 
 KvType = Literal["int8", "f16"]
+
+OUTLIERS = 4  # columns per norm kept in float32 at most (docs/decisions/0002 has the measurements for 0, 1, 2 and 4)
+CALIBRATION_TOKENS = 32  # of fixed ids: two KV blocks, 15 to 40 ms at load
 
 
 class NativeInterpreter:
     """Runs one Program in the C++ core. Not for concurrent use: one `run` at a time.
 
     matrices: weights of Embed and Linear, packed; vectors: norm weights, biases, rope factors, float32.
+    outliers: columns of each normed input kept in float32 at most (see `native/calibrate.cc`); 0 turns it off.
     num_blocks: KV blocks; their memory is touched only when written. batch_tokens: most tokens of a step.
     """
 
@@ -31,6 +37,7 @@ class NativeInterpreter:
         kv_type: KvType,
         num_blocks: int,
         batch_tokens: int,
+        outliers: int = OUTLIERS,
     ) -> None:
         shapes = [(layer.kv_heads, layer.head_size) for layer in program.kv_layers]
         try:
@@ -47,6 +54,28 @@ class NativeInterpreter:
         self._vocabulary = program.vocabulary
         self._program = _native.Program(pool, self._cache, batch_tokens)
         Lowering(program, matrices, vectors, self._program).run()
+        if outliers:
+            self._calibrate(outliers)
+
+    def _calibrate(self, outliers: int) -> None:
+        """Let the core choose outlier columns from a run over fixed token ids, spread over the vocabulary.
+
+        It writes KV blocks 0 and 1, which nobody owns yet.
+        """
+        tokens = min(CALIBRATION_TOKENS, self.batch_tokens, self.context_tokens, self.num_blocks * BLOCK_TOKENS)
+        if tokens < 1:
+            return
+        # Multiples of an odd constant (2^32 / golden ratio) modulo the vocabulary: spread, and always the same.
+        ids = (np.arange(1, tokens + 1, dtype=np.int64) * 2654435769 % self._vocabulary).astype(np.int32)
+        self._program.calibrate(
+            ids,
+            np.arange(tokens, dtype=np.int32),
+            np.array([0, tokens], np.int32),
+            np.array([tokens], np.int32),
+            np.arange(-(-tokens // BLOCK_TOKENS), dtype=np.int32)[None],
+            np.array([tokens - 1], np.int32),
+            outliers,
+        )
 
     @property
     def vocabulary(self) -> int:
