@@ -45,6 +45,7 @@ class PackedMatrix:
     def nbytes(self) -> int: ...
     @property
     def is_float(self) -> bool: ...
+    def element(self, row: int, column: int) -> float: ...
     def panels_bytes(self) -> _Bytes: ...
     def unpack(self, row_begin: int, row_end: int) -> _Float32: ...
 
@@ -64,6 +65,26 @@ class Program:
     def __init__(self, pool: ThreadPool, cache: KvCache, max_tokens: int) -> None: ...
     @property
     def buffer_bytes(self) -> int: ...
+    def calibrate(
+        self,
+        token_ids: _Int32,
+        positions: _Int32,
+        query_start: _Int32,
+        kv_tokens: _Int32,
+        block_tables: _Int32,
+        logit_rows: _Int32,
+        most: int,
+    ) -> None: ...
+    def calibrate(
+        self,
+        token_ids: _Int32,
+        positions: _Int32,
+        query_start: _Int32,
+        kv_tokens: _Int32,
+        block_tables: _Int32,
+        logit_rows: _Int32,
+        most: int,
+    ) -> None: ...
     def run(
         self,
         token_ids: _Int32,

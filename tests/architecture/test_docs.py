@@ -43,6 +43,21 @@ def test_every_error_is_in_the_reference() -> None:
         assert f"| `{error.__name__}` |" in page
 
 
+def test_every_page_is_in_the_list_of_pages() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page != "README.md" and f"({page})" not in index] == []
+
+
+def test_every_variable_that_the_code_reads_is_in_the_reference() -> None:
+    """Names that start with STOKER_, wherever they stand in Python or C++."""
+    page = (REFERENCE / "cli.md").read_text(encoding="utf-8")
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "native").rglob("*.cc")]
+    names = {name for file in files for name in re.findall(r'"(STOKER_[A-Z_]+)"', file.read_text("utf-8"))}
+    assert len(names) > 10
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     broken = []
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:

@@ -88,6 +88,13 @@ def run_app() -> None:
             traceback.print_exc()
         say(f"error: {error}")
         sys.exit(1)
+    except ImportError as error:
+        # The native core is missing, or refuses STOKER_TARGET with a message of its own.
+        if border.debug:
+            traceback.print_exc()
+        missing = "_native" in str(error)
+        say(f"error: {error}" + (" (hint: build the native core: pip install .)" if missing else ""))
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED_STATUS)
     except BrokenPipeError:

@@ -116,6 +116,15 @@ def test_a_traceback_shows_only_when_it_is_asked_for(how: list[str]) -> None:
     assert "Traceback" not in _stoker("inspect", "no-such-model").stderr
 
 
+def test_a_target_that_is_not_here_is_refused_with_those_that_are() -> None:
+    pytest.importorskip("stoker._native", reason="the native core is not built: make builds it")
+    shown = _stoker("version", STOKER_TARGET="abacus")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("stoker: error: STOKER_TARGET is 'abacus'; ")
+    assert "scalar" in shown.stderr
+    assert _stoker("version", STOKER_TARGET="scalar").stdout.splitlines()[-1].split() == ["target", "scalar"]
+
+
 def test_options_have_variables() -> None:
     shown = _stoker("run", "./missing.gguf", "x", STOKER_TEMPERATURE="-3")
     assert "temperature is -3" in shown.stderr
