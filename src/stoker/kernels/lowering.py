@@ -204,8 +204,8 @@ class Lowering:
             bias = _NO_BIAS if part.bias is None else self._vectors[part.bias]
             residual = self._residual_of(part.out)
             if residual is not None and len(siblings) == 1:
-                at, add, other = residual
-                out = self._take_over(other, add.out, at)
+                at, add, kept = residual
+                out = self._take_over(kept, add.out, at)
                 assert out is not None
                 self._done.add(at)
                 parts.append((weight, out, bias, True))
