@@ -21,7 +21,7 @@ OURS_COLOUR, PEER_COLOUR, TEXT_COLOUR = "#c2410c", "#9ca3af", "#374151"
 
 def write_report(results: dict[str, Any], root: Path) -> str:
     """Write docs/benchmarks.md, docs/benchmarks.svg and the README's table; the table's text."""
-    table = "\n".join(_table(results))
+    table = "\n".join(_table(results)).strip()
     (root / "docs" / "benchmarks.svg").write_text(plot(results), encoding="utf-8")
     page = ["# Benchmarks", "", *_introduction(results), "", table, "", "![The same as bars](benchmarks.svg)"]
     page += ["", *_method(), ""]

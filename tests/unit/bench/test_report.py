@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench.report import BEGIN, END, plot, replace_block, write_report
 
 
@@ -18,7 +17,7 @@ def _results(*, with_peer: bool = True) -> dict[str, Any]:
     model = {
         "file": "model.gguf",
         "tensor_bytes": 100_000_000,
-        "versions": {name: "1.2.3" for name in rates},
+        "versions": dict.fromkeys(rates, "1.2.3"),
         "cold_start_s": 0.456,
         "peak_memory_bytes": 159_000_000,
         "rates": rates,
@@ -39,7 +38,7 @@ def _rate(median: float) -> dict[str, float]:
 
 def test_the_pages_have_rates_ratios_and_the_share_of_the_bound(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nstale text\n{END}\nafter\n", encoding="utf-8")
     table = write_report(_results(), tmp_path)
     assert "| prefill_512 | 4000 | 400 | 10.0 x |" in table
     assert "| decode_1 | 320 | 160 | 2.0 x |" in table
@@ -50,7 +49,7 @@ def test_the_pages_have_rates_ratios_and_the_share_of_the_bound(tmp_path: Path) 
     assert readme.startswith("before\n")
     assert readme.endswith("after\n")
     assert table in readme
-    assert "old" not in readme
+    assert "stale text" not in readme
     write_report(_results(), tmp_path)  # a second time changes nothing
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme
 
@@ -62,7 +61,7 @@ def test_without_the_peer_there_are_no_ratios(tmp_path: Path) -> None:
 
 def test_the_plot_is_svg_whose_bars_have_the_ratio_of_the_rates() -> None:
     picture = ElementTree.fromstring(plot(_results()))
-    bars = [e for e in picture.iter("{http://www.w3.org/2000/svg}rect")][1:]  # the first is the background
+    bars = list(picture.iter("{http://www.w3.org/2000/svg}rect"))[1:]  # the first is the background
     widths = [float(bar.attrib["width"]) for bar in bars]
     assert len(widths) == 4
     assert widths[0] / widths[1] == pytest.approx(10, rel=0.01)
