@@ -58,6 +58,8 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(write_report(results, ROOT))
+    limits = results["limits"]
+    print(f"\nthis machine: {limits['dram_gb_s']:.1f} GB/s DRAM read, {limits['int8_tops']:.2f} int8 TOPS")
     print(f"wrote {path.relative_to(ROOT)}, docs/benchmarks.md, docs/benchmarks.svg", file=sys.stderr)
 
 
