@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "bind_sample.h"
+#include "check_batch.h"
 #include "pack.h"
 #include "program.h"
 
@@ -57,8 +58,10 @@ struct LoadedProgram {  // keeps what the program borrows alive
   std::shared_ptr<ThreadPool> pool;
   std::shared_ptr<KvCache> cache;
   Program program;
-  LoadedProgram(std::shared_ptr<ThreadPool> p, std::shared_ptr<KvCache> c, int64_t max_tokens)
-      : pool(std::move(p)), cache(std::move(c)), program(*pool, *cache, *choose_table(), max_tokens) {}
+  int64_t vocabulary, context_tokens;  // limits of a batch's token ids and positions
+  LoadedProgram(std::shared_ptr<ThreadPool> p, std::shared_ptr<KvCache> c, int64_t max_tokens, int64_t vocabulary_, int64_t context_tokens_)
+      : pool(std::move(p)), cache(std::move(c)), program(*pool, *cache, *choose_table(), max_tokens), vocabulary(vocabulary_),
+        context_tokens(context_tokens_) {}
 };
 
 std::vector<float> vector_of(const Floats& a) { return std::vector<float>(a.data(), a.data() + a.size()); }
@@ -67,24 +70,26 @@ using LogitsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 BatchView view_of(const LoadedProgram& self, const Ints& token_ids, const Ints& positions, const Ints& query_start,
                   const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows) {
+  check_sizes({(int64_t)token_ids.size(), (int64_t)positions.size(), (int64_t)query_start.size(), (int64_t)kv_tokens.size(),
+               (int64_t)tables.shape(0)});
   const BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
               token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data()};
-  if (b.tokens < 1 || b.tokens > self.program.max_tokens() || (int64_t)positions.size() != b.tokens ||
-      (int64_t)query_start.size() != b.sequences + 1 || (int64_t)tables.shape(0) != b.sequences)
-    throw std::invalid_argument("the batch's arrays do not fit together, or it has more than " +
-                                std::to_string(self.program.max_tokens()) + " tokens");
+  if (b.tokens > self.program.max_tokens())
+    throw std::invalid_argument("a step of " + std::to_string(b.tokens) + " tokens; allowed: up to " +
+                                std::to_string(self.program.max_tokens()));
+  check_batch(b, self.vocabulary, self.cache->blocks(), self.context_tokens);
   return b;
 }
 
 nb::object run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
-               Ints logit_rows, int64_t width) {
+               Ints logit_rows) {
   const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows);
   const float* out;
   {
     nb::gil_scoped_release release;
     out = self.program.run(b);
   }
-  return nb::cast(LogitsView((float*)out, {(size_t)b.rows, (size_t)width}, nb::find(self)), nb::rv_policy::reference);
+  return nb::cast(LogitsView((float*)out, {(size_t)b.rows, (size_t)self.vocabulary}, nb::find(self)), nb::rv_policy::reference);
 }
 
 void bind_steps(nb::class_<LoadedProgram>& c) {
@@ -239,7 +244,8 @@ NB_MODULE(_native, m) {
       }, "source"_a, "destination"_a);
 
   nb::class_<LoadedProgram> program(m, "Program");
-  program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t>(), "pool"_a, "cache"_a, "max_tokens"_a)
+  program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t, int64_t, int64_t>(), "pool"_a, "cache"_a,
+              "max_tokens"_a, "vocabulary"_a, "context_tokens"_a)
       .def_prop_ro("buffer_bytes", [](const LoadedProgram& s) { return s.program.buffer_bytes(); })
       .def("calibrate",
            [](LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables, Ints logit_rows, int most) {
@@ -248,7 +254,8 @@ NB_MODULE(_native, m) {
              self.program.calibrate(b, most);
            },
            "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "most"_a)
-      .def("run", &run, "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "width"_a);
+      .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(), "kv_tokens"_a.noconvert(),
+           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert());
   bind_steps(program);
   bind_sample(m);
 }

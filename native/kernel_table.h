@@ -85,7 +85,10 @@ struct AttentionScratch {
   alignas(64) float scores[kUnitRows * kChunkTokens];
   alignas(64) uint8_t bytes[kUnitRows * kChunkTokens];  // probabilities as u8 (int8 cache)
   alignas(64) float sums[kUnitRows * kMaxHeadSize];     // of the current split
-  float most[kUnitRows], total[kUnitRows], factor[kUnitRows], decay[kUnitRows];
+  // Per row, worked on 16 at a time: running maximum and sum of the split; of the present chunk its maximum, its
+  // sum, its largest weighted probability (int8); what to multiply the sums so far and the chunk's with.
+  alignas(64) float most[kUnitRows], total[kUnitRows], here[kUnitRows], sum[kUnitRows], top[kUnitRows];
+  alignas(64) float factor[kUnitRows], decay[kUnitRows];
 };
 
 struct KernelTable {
@@ -103,9 +106,10 @@ struct KernelTable {
   void (*rope)(const RopeTask&, const float* x, float* out, int64_t heads, int64_t begin, int64_t end);
   void (*store_keys)(const AttentionTask&, const float* k, const float* v, int64_t token, int64_t sequence);
   void (*prepare_queries)(const AttentionTask&, int64_t token_begin, int64_t token_end);
-  // attend: splits of a unit merged in order into partials [rows][head_size + 2] (numbers, max, sum).
+  // attend: splits of a unit merged in order into partials [rows][head_size + 2] (numbers, max, sum). `next` is the
+  // unit this thread most likely takes next, or null: its first keys are fetched early.
   // finish: partials of the unit's splits, `stride` floats apart, merged in order, divided, written out.
-  void (*attend)(const AttentionTask&, const AttentionUnit&, float* partials, AttentionScratch&);
+  void (*attend)(const AttentionTask&, const AttentionUnit&, const AttentionUnit* next, float* partials, AttentionScratch&);
   void (*finish)(const AttentionTask&, const AttentionUnit&, float* partials, int64_t stride, int64_t splits);
   void (*sample_row)(const SampleTask&, SampleOutput&, SampleScratch&);
   uint64_t (*read_bytes)(const uint8_t*, int64_t bytes);

@@ -225,10 +225,13 @@ struct StepRunner {
   void attend_owners(const AttentionTask& task, const Program::UnitPlan& plan) {
     const int64_t size = partial_floats(task);
     reserve_partials(size * pool().threads());
-    pool().run((int64_t)plan.units.size(), 1, [&](int64_t b, int64_t e, int thread) {
+    const int64_t count = (int64_t)plan.units.size();
+    // Several short units to a chunk, so that a thread knows which keys it needs next.
+    pool().run(count, std::clamp<int64_t>(count / (pool().threads() * 8), 1, 8), [&](int64_t b, int64_t e, int thread) {
       for (int64_t i = b; i < e; ++i) {
         float* mine = p.partials_.data() + size * thread;
-        k().attend(task, plan.units[(size_t)i], mine, p.scratch_[(size_t)thread]);
+        const AttentionUnit* next = i + 1 < e ? &plan.units[(size_t)i + 1] : nullptr;
+        k().attend(task, plan.units[(size_t)i], next, mine, p.scratch_[(size_t)thread]);
         k().finish(task, plan.units[(size_t)i], mine, 0, 1);
       }
     });
@@ -240,7 +243,7 @@ struct StepRunner {
     // plan.units is reversed: unit i of the owners' order is at count - 1 - i; its partials lie at i.
     pool().run(count, 1, [&](int64_t b, int64_t e, int thread) {
       for (int64_t i = b; i < e; ++i)
-        k().attend(task, plan.units[(size_t)i], p.partials_.data() + size * (count - 1 - i), p.scratch_[(size_t)thread]);
+        k().attend(task, plan.units[(size_t)i], nullptr, p.partials_.data() + size * (count - 1 - i), p.scratch_[(size_t)thread]);
     });
     pool().run((int64_t)plan.owners.size(), 1, [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i)

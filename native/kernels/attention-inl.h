@@ -18,42 +18,67 @@ inline UnitRows rows_of(const AttentionTask& task, const AttentionUnit& unit) {
   return {group, (int)(unit.token_end - unit.token_begin) * group, unit.token_begin, (int)unit.kv_head * group, task.heads};
 }
 
-// Softmax of one row over one chunk. scores: 64 logits, replaced by probabilities relative to the chunk's
-// maximum; positions not visible from `position` become 0. Updates the row's running maximum and sum and
-// says by what to multiply the row's sums so far (decay) and the chunk's (factor). False: nothing is visible.
-inline bool chunk_softmax(const AttentionTask& task, float* scores, int64_t chunk_start, int64_t position,
-                          float* most, float* total, float* decay, float* factor) {
-  F32 s[4];
-  for (int i = 0; i < 4; ++i) s[i] = load(scores + 16 * i);
-  if (task.softcap != 0.0f)
-    for (F32& v : s) v = set1(task.softcap) * vtanh(v / set1(task.softcap));
-  const int64_t oldest = task.window ? position - task.window + 1 : 0;
-  if (chunk_start + kChunkTokens - 1 > position || chunk_start < oldest) {
-    const I32 last = set1((int32_t)(position - chunk_start)), first = set1((int32_t)(oldest - chunk_start));
-    for (int i = 0; i < 4; ++i) {
-      const I32 slot = iota() + set1((int32_t)(16 * i));
+// Largest visible logit of each row over one chunk, into s.here; softcaps and hides in place where needed.
+inline void chunk_maxima(const AttentionTask& task, const UnitRows& rows, int64_t chunk, AttentionScratch& s) {
+  for (int r = 0; r < rows.count; ++r) {
+    float* scores = s.scores + r * kChunkTokens;
+    const int64_t position = task.positions[rows.token(r)];
+    const int64_t oldest = task.window ? position - task.window + 1 : 0;
+    F32 v[4];
+    for (int i = 0; i < 4; ++i) v[i] = load(scores + 16 * i);
+    const bool hides = chunk + kChunkTokens - 1 > position || chunk < oldest;
+    if (task.softcap != 0.0f)
+      for (F32& x : v) x = set1(task.softcap) * vtanh(x / set1(task.softcap));
+    if (hides) {
+      const I32 last = set1((int32_t)(position - chunk)), first = set1((int32_t)(oldest - chunk));
       const F32 hidden = set1(kMinusInfinity);
-      s[i] = select(slot > last, hidden, select(slot < first, hidden, s[i]));
+      for (int i = 0; i < 4; ++i) {
+        const I32 slot = iota() + set1((int32_t)(16 * i));
+        v[i] = select(slot > last, hidden, select(slot < first, hidden, v[i]));
+      }
     }
+    if (hides || task.softcap != 0.0f)
+      for (int i = 0; i < 4; ++i) store(scores + 16 * i, v[i]);
+    s.here[r] = reduce_max(vmax(vmax(v[0], v[1]), vmax(v[2], v[3])));
   }
-  const float here = reduce_max(vmax(vmax(s[0], s[1]), vmax(s[2], s[3])));
-  if (here == kMinusInfinity) return false;
-  F32 p[4];
-  for (int i = 0; i < 4; ++i) {
-    p[i] = vexp(s[i] - set1(here));
-    store(scores + 16 * i, p[i]);
+}
+
+// The online softmax's step for all rows, 16 rows to a vector: by what to multiply the sums so far (decay) and the
+// chunk's (factor). A row that sees nothing of the chunk keeps its sums: decay 1, factor 0.
+inline void chunk_factors(const UnitRows& rows, AttentionScratch& s) {
+  for (int r = 0; r < rows.count; r += 16) {
+    const F32 most = load(s.most + r), here = load(s.here + r), none = set1(kMinusInfinity);
+    const F32 zero = zero_f32(), one = set1(1.0f);
+    const Mask rises = here > most, is_first = most == none, sees = here > none;
+    const F32 larger = vmax(here, most);
+    const F32 e = vexp(vmin(here, most) - larger);
+    store(s.decay + r, select(sees, select(is_first, zero, select(rises, e, one)), one));
+    store(s.factor + r, select(sees, select(rises, one, e), zero));
+    store(s.most + r, larger);
   }
-  const float sum = reduce_add((p[0] + p[1]) + (p[2] + p[3]));
-  if (*most == kMinusInfinity) {
-    *most = here, *total = sum, *decay = 0.0f, *factor = 1.0f;
-  } else {
-    const float e = exp1(here > *most ? *most - here : here - *most);
-    *decay = here > *most ? e : 1.0f;
-    *factor = here > *most ? 1.0f : e;
-    *total = __builtin_fmaf(sum, *factor, *total * *decay);
-    *most = here > *most ? here : *most;
+}
+
+// Probabilities relative to the chunk's maximum, in place of the logits, and their sums; total is brought up to
+// date. With value_scales (int8: 4 x 16 tokens) they are weighted with them afterwards and s.top is the largest.
+inline void chunk_probabilities(const UnitRows& rows, const F32* value_scales, AttentionScratch& s) {
+  for (int r = 0; r < rows.count; ++r) {
+    float* scores = s.scores + r * kChunkTokens;
+    F32 p[4];
+    if (s.here[r] == kMinusInfinity) {
+      for (F32& x : p) x = zero_f32();
+    } else {
+      const F32 here = set1(s.here[r]);
+      for (int i = 0; i < 4; ++i) p[i] = vexp(load(scores + 16 * i) - here);
+    }
+    s.sum[r] = reduce_add((p[0] + p[1]) + (p[2] + p[3]));
+    if (value_scales) {
+      for (int i = 0; i < 4; ++i) p[i] = p[i] * value_scales[i];
+      s.top[r] = reduce_max(vmax(vmax(p[0], p[1]), vmax(p[2], p[3])));
+    }
+    for (int i = 0; i < 4; ++i) store(scores + 16 * i, p[i]);
   }
-  return true;
+  for (int r = 0; r < rows.count; r += 16)
+    store(s.total + r, fma(load(s.sum + r), load(s.factor + r), load(s.total + r) * load(s.decay + r)));
 }
 
 // Joins split partial (most, total, sums) onto the running one; a split in which nothing was visible is skipped.
@@ -71,41 +96,50 @@ inline void merge(int head_size, const float* sums, float most, float total, flo
   *out_most = most > *out_most ? most : *out_most;
 }
 
+// First position of the first chunk of a unit that its rows may see.
+inline int64_t first_chunk(const AttentionTask& task, const AttentionUnit& unit, int64_t split) {
+  const int64_t first = task.positions[unit.token_begin];
+  const int64_t oldest = task.window && first >= task.window ? first - task.window + 1 : 0;
+  const int64_t begin = split * kSplitTokens;
+  return begin > oldest ? begin : oldest / kChunkTokens * kChunkTokens;
+}
+
+// The blocks of one chunk of a unit, up to its last position; returns how many.
+inline int chunk_blocks(const AttentionTask& task, const AttentionUnit& unit, int64_t chunk, const uint8_t** heads) {
+  const int32_t* table = task.block_tables + unit.sequence * task.table_stride + chunk / kBlockTokens;
+  const int64_t left = task.positions[unit.token_end - 1] - chunk + 1;
+  const int blocks = (int)((left < kChunkTokens ? left : kChunkTokens) + kBlockTokens - 1) / kBlockTokens;
+  for (int b = 0; b < blocks; ++b) heads[b] = task.cache->head(task.layer, table[b], (int)unit.kv_head);
+  return blocks;
+}
+
+// What is to be fetched while a chunk is computed: one block for each of the chunk's, or null.
+struct Ahead {
+  const uint8_t* heads[4] = {};
+};
+
 template <class Cache>
-inline void attend_with(const AttentionTask& task, const AttentionUnit& unit, float* partials, AttentionScratch& s) {
+inline void attend_with(const AttentionTask& task, const AttentionUnit& unit, const AttentionUnit* next, float* partials,
+                        AttentionScratch& s) {
   const UnitRows rows = rows_of(task, unit);
   const int head_size = task.head_size, stride = head_size + 2;
   for (int r = 0; r < rows.count; ++r) {
     partials[r * stride + head_size] = kMinusInfinity;
     partials[r * stride + head_size + 1] = 0.0f;
   }
-  const int64_t first = task.positions[unit.token_begin], last = task.positions[unit.token_end - 1];
-  const int64_t oldest = task.window && first >= task.window ? first - task.window + 1 : 0;
-  const int32_t* table = task.block_tables + unit.sequence * task.table_stride;
-  const int64_t head_bytes = task.cache->head_bytes(task.layer);
+  const int64_t last = task.positions[unit.token_end - 1];
   for (int64_t split = unit.split_begin; split < unit.split_end; ++split) {
     for (int r = 0; r < rows.count; ++r) s.most[r] = kMinusInfinity, s.total[r] = 0.0f;
-    const int64_t begin = split * kSplitTokens, end = begin + kSplitTokens;
-    for (int64_t chunk = begin > oldest ? begin : oldest / kChunkTokens * kChunkTokens; chunk < end && chunk <= last;
-         chunk += kChunkTokens) {
-      const int64_t left = last - chunk + 1;
-      const int blocks = (int)((left < kChunkTokens ? left : kChunkTokens) + kBlockTokens - 1) / kBlockTokens;
+    const int64_t end = (split + 1) * kSplitTokens;
+    for (int64_t chunk = first_chunk(task, unit, split); chunk < end && chunk <= last; chunk += kChunkTokens) {
       const uint8_t* heads[4];
-      for (int b = 0; b < blocks; ++b) heads[b] = task.cache->head(task.layer, table[chunk / kBlockTokens + b], (int)unit.kv_head);
-      // The next chunk is fetched while this one is computed (its table entries exist up to `last`).
-      for (int b = 0; b < 4 && chunk + kChunkTokens + b * kBlockTokens <= last; ++b) {
-        const uint8_t* next = task.cache->head(task.layer, table[chunk / kBlockTokens + 4 + b], (int)unit.kv_head);
-        for (int64_t i = 0; i < head_bytes; i += 64) prefetch(next + i);
-      }
-      Cache::scores(task, rows, heads, blocks, s);
-      for (int r = 0; r < rows.count; ++r) {
-        const bool seen = chunk_softmax(task, s.scores + r * kChunkTokens, chunk, task.positions[rows.token(r)], &s.most[r],
-                                        &s.total[r], &s.decay[r], &s.factor[r]);
-        if (!seen) {  // leaves the row's sums as they are: 0 from this chunk
-          s.decay[r] = 1.0f, s.factor[r] = 0.0f;
-          for (int i = 0; i < kChunkTokens; i += 16) store(s.scores + r * kChunkTokens + i, zero_f32());
-        }
-      }
+      const int blocks = chunk_blocks(task, unit, chunk, heads);
+      Ahead ahead;
+      if (chunk + kChunkTokens <= last) chunk_blocks(task, unit, chunk + kChunkTokens, ahead.heads);
+      else if (next) chunk_blocks(task, *next, first_chunk(task, *next, next->split_begin), ahead.heads);
+      Cache::scores(task, rows, heads, blocks, ahead, s);
+      chunk_maxima(task, rows, chunk, s);
+      chunk_factors(rows, s);
       Cache::values(task, rows, heads, blocks, s);
     }
     for (int r = 0; r < rows.count; ++r)

@@ -21,8 +21,11 @@ struct F16Cache {
     for (int r = 0; r < R; ++r) store(s.scores + (r0 + r) * kChunkTokens + 16 * block, acc[r] * set1(task.scale));
   }
 
-  static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+  static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks,
+                            const Ahead& ahead, AttentionScratch& s) {
     for (int b = 0; b < blocks; ++b) {
+      if (ahead.heads[b])
+        for (int i = 0; i < 64 * task.head_size; i += 64) prefetch(ahead.heads[b] + i);
       int r = 0;
       for (; r + 8 <= rows.count; r += 8) score_block<8>(task, rows, r, heads[b], b, s);
       for (; r + 3 <= rows.count; r += 3) score_block<3>(task, rows, r, heads[b], b, s);
@@ -56,6 +59,7 @@ struct F16Cache {
   }
 
   static inline void values(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+    chunk_probabilities(rows, nullptr, s);
     for (int d = 0; d < task.head_size; d += 16) {
       int r = 0;
       for (; r + 8 <= rows.count; r += 8) value_lanes<8>(task, r, d, heads, blocks, s);
@@ -93,7 +97,8 @@ void prepare_queries(const AttentionTask& task, int64_t token_begin, int64_t tok
   if (task.cache->type() == KvType::int8) prepare_queries_int8(task, token_begin, token_end);
 }
 
-void attend(const AttentionTask& task, const AttentionUnit& unit, float* partials, AttentionScratch& scratch) {
-  if (task.cache->type() == KvType::int8) attend_with<Int8Cache>(task, unit, partials, scratch);
-  else attend_with<F16Cache>(task, unit, partials, scratch);
+void attend(const AttentionTask& task, const AttentionUnit& unit, const AttentionUnit* next, float* partials,
+            AttentionScratch& scratch) {
+  if (task.cache->type() == KvType::int8) attend_with<Int8Cache>(task, unit, next, partials, scratch);
+  else attend_with<F16Cache>(task, unit, next, partials, scratch);
 }

@@ -5,7 +5,8 @@
 struct Int8Cache {
   // Scores of R rows against the 16 keys of one block: 4 numbers of 16 keys per dot.
   template <int R>
-  static inline void score_block(const AttentionTask& task, const UnitRows& rows, int r0, const uint8_t* head, int block, AttentionScratch& s) {
+  static inline void score_block(const AttentionTask& task, const UnitRows& rows, int r0, const uint8_t* head, int block, const uint8_t* ahead,
+                                 AttentionScratch& s) {
     const int n = task.head_size;
     const int8_t* q[R];
     I32 acc[R];
@@ -17,8 +18,16 @@ struct Int8Cache {
     }
     for (int i = 0; i < n / 4; ++i) {
       const U8x64 keys = load_bytes(head + 64 * i);
+      if (ahead) {  // a head's block is 2 x 16 n bytes of keys and values and 2 lines of scales
+        prefetch(ahead + 128 * i);
+        prefetch(ahead + 128 * i + 64);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r] = dot4_full(acc[r], keys, q[r] + 4 * i);
+    }
+    if (ahead) {
+      prefetch(ahead + 32 * n);
+      prefetch(ahead + 32 * n + 64);
     }
     const F32 key_scale = load((const float*)(head + 32 * n));
 #pragma GCC unroll 8
@@ -26,61 +35,80 @@ struct Int8Cache {
       store(s.scores + (r0 + r) * kChunkTokens + 16 * block, to_f32(acc[r]) * (key_scale * set1(task.q_scale[rows.flat(r0 + r)])));
   }
 
-  static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+  static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks,
+                            const Ahead& ahead, AttentionScratch& s) {
     for (int b = 0; b < blocks; ++b) {
+      const uint8_t* fetch = ahead.heads[b];
       int r = 0;
-      for (; r + 8 <= rows.count; r += 8) score_block<8>(task, rows, r, heads[b], b, s);
-      for (; r + 3 <= rows.count; r += 3) score_block<3>(task, rows, r, heads[b], b, s);
-      for (; r < rows.count; ++r) score_block<1>(task, rows, r, heads[b], b, s);
+      for (; r + 8 <= rows.count; r += 8, fetch = nullptr) score_block<8>(task, rows, r, heads[b], b, fetch, s);
+      for (; r + 4 <= rows.count; r += 4, fetch = nullptr) score_block<4>(task, rows, r, heads[b], b, fetch, s);
+      for (; r + 3 <= rows.count; r += 3, fetch = nullptr) score_block<3>(task, rows, r, heads[b], b, fetch, s);
+      for (; r < rows.count; ++r, fetch = nullptr) score_block<1>(task, rows, r, heads[b], b, fetch, s);
     }
-    for (int r = 0; r < rows.count; ++r)  // absent blocks lie past every query: hidden by the softmax's mask
+    for (int r = 0; r < rows.count; ++r)  // absent blocks lie past every query: hidden by the mask
       for (int b = blocks; b < 4; ++b) store(s.scores + r * kChunkTokens + 16 * b, zero_f32());
   }
 
-  // sums[r][d..d+16) = sums * decay + (sum over the chunk's tokens of byte * value) * factor.
-  template <int R>
+  // sums[r][d..d + 16 D) = sums * decay + (sum over the chunk's tokens of byte * value) * factor.
+  template <int R, int D>
   static inline void value_lanes(const AttentionTask& task, int r0, int d, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
     const int n = task.head_size;
-    I32 acc[R];
+    I32 acc[R][D];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = zero_i32();
-    for (int b = 0; b < blocks; ++b)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
+      for (int i = 0; i < D; ++i) acc[r][i] = zero_i32();
+    for (int b = 0; b < blocks; ++b)
       for (int quad = 0; quad < 4; ++quad) {
-        const U8x64 values = load_bytes(heads[b] + 16 * n + quad * 4 * n + 4 * d);
+        const uint8_t* p = s.bytes + r0 * kChunkTokens + 16 * b + 4 * quad;
+        U8x64 values[D];
+#pragma GCC unroll 4
+        for (int i = 0; i < D; ++i) values[i] = load_bytes(heads[b] + 16 * n + quad * 4 * n + 4 * d + 64 * i);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
-          acc[r] = dot4_signed(acc[r], s.bytes + (r0 + r) * kChunkTokens + 16 * b + 4 * quad, values);
+#pragma GCC unroll 4
+          for (int i = 0; i < D; ++i) acc[r][i] = dot4_signed(acc[r][i], p + r * kChunkTokens, values[i]);
       }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if (s.factor[r0 + r] == 0.0f && s.decay[r0 + r] == 1.0f) continue;  // adds nothing; not even to a -0
+      const float factor = s.factor[r0 + r], decay = s.decay[r0 + r];
+      if (factor == 0.0f && decay == 1.0f) continue;  // adds nothing; not even to a -0
       float* sums = s.sums + (r0 + r) * n + d;
-      const F32 fresh = to_f32(acc[r]) * set1(s.factor[r0 + r]);
-      store(sums, s.decay[r0 + r] == 0.0f ? fresh : fma(load(sums), set1(s.decay[r0 + r]), fresh));
+#pragma GCC unroll 4
+      for (int i = 0; i < D; ++i) {
+        const F32 fresh = to_f32(acc[r][i]) * set1(factor);
+        store(sums + 16 * i, decay == 0.0f ? fresh : fma(load(sums + 16 * i), set1(decay), fresh));
+      }
     }
+  }
+
+  template <int D>
+  static inline void value_columns(const AttentionTask& task, const UnitRows& rows, int d, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
+    constexpr int kRows = D == 4 ? 4 : 8;  // 16 or fewer sums in registers, beside D values
+    int r = 0;
+    for (; r + kRows <= rows.count; r += kRows) value_lanes<kRows, D>(task, r, d, heads, blocks, s);
+    for (; r + 3 <= rows.count; r += 3) value_lanes<3, D>(task, r, d, heads, blocks, s);
+    for (; r < rows.count; ++r) value_lanes<1, D>(task, r, d, heads, blocks, s);
   }
 
   static inline void values(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
     const int n = task.head_size;
+    F32 scales[4];
+    for (int b = 0; b < 4; ++b) scales[b] = b < blocks ? load((const float*)(heads[b] + 32 * n + 64)) : zero_f32();
+    chunk_probabilities(rows, scales, s);
+    for (int r = 0; r < rows.count; r += 16) {
+      const F32 top = load(s.top + r);
+      store(s.factor + r, load(s.factor + r) * (top * set1(1.0f / 255.0f)));
+      store(s.top + r, select(top > set1(1e-35f), set1(255.0f) / top, zero_f32()));
+    }
     for (int r = 0; r < rows.count; ++r) {
-      float* p = s.scores + r * kChunkTokens;
-      F32 w[4], most = zero_f32();
-      for (int b = 0; b < 4; ++b) {
-        w[b] = b < blocks ? load(p + 16 * b) * load((const float*)(heads[b] + 32 * n + 64)) : zero_f32();
-        most = vmax(most, w[b]);
-      }
-      const float top = reduce_max(most);
-      const F32 inverse = set1(top > 1e-35f ? 255.0f / top : 0.0f);
-      for (int b = 0; b < 4; ++b) store_i8((int8_t*)s.bytes + r * kChunkTokens + 16 * b, to_i32(w[b] * inverse));
-      s.factor[r] = s.factor[r] * (top * (1.0f / 255.0f));
+      const F32 inverse = set1(s.top[r]);
+      for (int i = 0; i < kChunkTokens; i += 16)
+        store_i8((int8_t*)s.bytes + r * kChunkTokens + i, to_i32(load(s.scores + r * kChunkTokens + i) * inverse));
     }
-    for (int d = 0; d < n; d += 16) {
-      int r = 0;
-      for (; r + 8 <= rows.count; r += 8) value_lanes<8>(task, r, d, heads, blocks, s);
-      for (; r + 3 <= rows.count; r += 3) value_lanes<3>(task, r, d, heads, blocks, s);
-      for (; r < rows.count; ++r) value_lanes<1>(task, r, d, heads, blocks, s);
-    }
+    int d = 0;
+    for (; d + 64 <= n; d += 64) value_columns<4>(task, rows, d, heads, blocks, s);
+    for (; d < n; d += 16) value_columns<1>(task, rows, d, heads, blocks, s);
   }
 };
 
