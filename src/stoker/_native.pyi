@@ -62,19 +62,11 @@ class KvCache:
 class Program:
     """Steps over named buffers, in the order they were added; `run` runs them all with the GIL released."""
 
-    def __init__(self, pool: ThreadPool, cache: KvCache, max_tokens: int) -> None: ...
+    def __init__(
+        self, pool: ThreadPool, cache: KvCache, max_tokens: int, vocabulary: int, context_tokens: int
+    ) -> None: ...
     @property
     def buffer_bytes(self) -> int: ...
-    def calibrate(
-        self,
-        token_ids: _Int32,
-        positions: _Int32,
-        query_start: _Int32,
-        kv_tokens: _Int32,
-        block_tables: _Int32,
-        logit_rows: _Int32,
-        most: int,
-    ) -> None: ...
     def calibrate(
         self,
         token_ids: _Int32,
@@ -93,8 +85,9 @@ class Program:
         kv_tokens: _Int32,
         block_tables: _Int32,
         logit_rows: _Int32,
-        width: int,
-    ) -> _Float32: ...
+    ) -> _Float32:
+        """Logits [R, vocabulary], valid until the next run. ValueError for a batch that contradicts itself."""
+
     def float_buffer(self, width: int, selected: bool) -> int: ...
     def quantised_buffer(self, columns: int, selected: bool) -> int: ...
     def rope_table(self, rotary: int, interleaved: bool, frequency: _Float32) -> int: ...

@@ -43,8 +43,8 @@ class Interpreter(Protocol):
 def check_batch(batch: Batch, *, vocabulary: int, num_blocks: int, context_tokens: int) -> None:
     """Raise EngineError naming the field of `batch` that is wrong, if any.
 
-    A few numpy calls on arrays of T or S numbers, so cheap enough for every step. It keeps a scheduler's
-    mistake from becoming an access outside the KV memory, or two sequences writing one slot.
+    It keeps a scheduler's mistake from becoming an access outside the KV memory, or two tokens writing one
+    slot. The native core checks the same in the same words (native/check_batch.cc), before each of its runs.
     """
     for name, dimensions in _DIMENSIONS:
         array = getattr(batch, name)
@@ -57,24 +57,19 @@ def check_batch(batch: Batch, *, vocabulary: int, num_blocks: int, context_token
         raise EngineError(
             f"batch has {sequences} sequences and {tokens} tokens; allowed: one token each or more"
         )
+    _check_length("positions", batch.positions, tokens)
+    _check_length("query_start", batch.query_start, sequences + 1)
+    _check_length("block_tables", batch.block_tables, sequences)
     _check_range("token_ids", batch.token_ids, 0, vocabulary)
-    starts = batch.query_start
-    counts = np.diff(starts)
-    if len(starts) != sequences + 1 or starts[0] != 0 or starts[-1] != tokens or (counts < 1).any():
-        raise EngineError(
-            f"batch.query_start is {starts}; allowed: {sequences + 1} numbers rising from 0 to {tokens}"
-        )
+    _check_query_start(batch.query_start.tolist(), tokens)
     _check_range("kv_tokens", batch.kv_tokens, 1, context_tokens + 1)
-    expected = np.repeat(batch.kv_tokens - starts[1:], counts) + np.arange(tokens, dtype=np.int32)
-    if not np.array_equal(batch.positions, expected) or expected.min() < 0:
-        raise EngineError(
-            f"batch.positions do not end at kv_tokens - 1 for each of the {sequences} sequences"
-        )
-    _check_blocks(batch, counts, num_blocks)
-    rows = batch.logit_rows
-    _check_range("logit_rows", rows, 0, tokens)
-    if (np.diff(rows) < 1).any():
-        raise EngineError("batch.logit_rows are not ascending")
+    _check_positions(batch)
+    _check_blocks(batch, num_blocks)
+    _check_range("logit_rows", batch.logit_rows, 0, tokens)
+    rows = batch.logit_rows.tolist()
+    for i in range(1, len(rows)):
+        if rows[i] <= rows[i - 1]:
+            raise EngineError(f"batch.logit_rows[{i}] is {rows[i]}; allowed: rising numbers")
 
 
 _DIMENSIONS = (
@@ -87,25 +82,55 @@ _DIMENSIONS = (
 )
 
 
+def _check_length(name: str, array: np.ndarray, allowed: int) -> None:
+    if len(array) != allowed:
+        raise EngineError(f"batch.{name} has {len(array)} entries; allowed: {allowed}")
+
+
 def _check_range(name: str, values: np.ndarray, low: int, end: int) -> None:
     wrong = values[(values < low) | (values >= end)]
     if len(wrong):
         raise EngineError(f"batch.{name} holds {wrong[0]}; allowed: {low} to {end - 1}")
 
 
-def _check_blocks(batch: Batch, counts: np.ndarray, num_blocks: int) -> None:
-    needed = -(-batch.kv_tokens // BLOCK_TOKENS)
-    rows, columns = batch.block_tables.shape
-    if rows != batch.sequences or columns < needed.max():
+def _check_query_start(starts: list[int], tokens: int) -> None:
+    for i, start in enumerate(starts):
+        good = start == 0 if i == 0 else start > starts[i - 1]
+        if not good or (i == len(starts) - 1 and start != tokens):
+            raise EngineError(
+                f"batch.query_start[{i}] is {start}; allowed: numbers rising from 0 to {tokens}"
+            )
+
+
+def _check_positions(batch: Batch) -> None:
+    counts = np.diff(batch.query_start)
+    short = np.flatnonzero(batch.kv_tokens < counts)
+    if len(short):
+        s = short[0]
         raise EngineError(
-            f"batch.block_tables is {rows} x {columns}; allowed: {batch.sequences} rows, "
-            f"{needed.max()} columns or more"
+            f"batch.kv_tokens[{s}] is {batch.kv_tokens[s]}; allowed: at least its {counts[s]} tokens"
         )
+    expected = np.repeat(batch.kv_tokens - batch.query_start[1:], counts) + np.arange(batch.tokens)
+    wrong = np.flatnonzero(batch.positions != expected)
+    if len(wrong):
+        t = wrong[0]
+        raise EngineError(
+            f"batch.positions[{t}] is {batch.positions[t]}; allowed: {expected[t]}, "
+            "as its sequence ends at kv_tokens - 1"
+        )
+
+
+def _check_blocks(batch: Batch, num_blocks: int) -> None:
+    needed = -(-batch.kv_tokens // BLOCK_TOKENS)
+    columns = batch.block_tables.shape[1]
+    if columns < needed.max():
+        raise EngineError(f"batch.block_tables has {columns} columns; allowed: at least {needed.max()}")
     used = np.arange(columns)[None, :] < needed[:, None]
     _check_range("block_tables", batch.block_tables[used], 0, num_blocks)
-    written = written_slots(batch)
-    if len(np.unique(written)) != len(written):
-        raise EngineError("batch.block_tables make two tokens of one step share a slot")
+    slots, times = np.unique(written_slots(batch), return_counts=True)
+    if (times > 1).any():
+        block = slots[times > 1][0] // BLOCK_TOKENS
+        raise EngineError(f"batch.block_tables make two tokens of one step share a slot of block {block}")
 
 
 def written_slots(batch: Batch) -> np.ndarray:

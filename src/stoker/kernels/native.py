@@ -52,7 +52,9 @@ class NativeInterpreter:
         self.context_tokens = program.context_tokens
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
         self._vocabulary = program.vocabulary
-        self._program = _native.Program(pool, self._cache, batch_tokens)
+        self._program = _native.Program(
+            pool, self._cache, batch_tokens, program.vocabulary, program.context_tokens
+        )
         Lowering(program, matrices, vectors, self._program).run()
         if outliers:
             self._calibrate(outliers)
@@ -97,21 +99,28 @@ class NativeInterpreter:
 
         Raises EngineError for a batch that contradicts itself or is larger than `batch_tokens`.
         """
-        check_batch(
-            batch, vocabulary=self._vocabulary, num_blocks=self.num_blocks, context_tokens=self.context_tokens
-        )
-        if batch.tokens > self.batch_tokens:
-            raise EngineError(f"a step of {batch.tokens} tokens; allowed: up to {self.batch_tokens}")
-        logits: Float32 = self._program.run(
+        arrays = (
             batch.token_ids,
             batch.positions,
             batch.query_start,
             batch.kv_tokens,
             batch.block_tables,
             batch.logit_rows,
-            self._vocabulary,
         )
-        return logits
+        try:
+            return self._program.run(*arrays)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        except TypeError:
+            # The core takes only contiguous int32 arrays. Say what else is wrong; if nothing is, the arrays
+            # are merely views of larger ones.
+            check_batch(
+                batch,
+                vocabulary=self._vocabulary,
+                num_blocks=self.num_blocks,
+                context_tokens=self.context_tokens,
+            )
+            return self._program.run(*map(np.ascontiguousarray, arrays))
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values from one block to another. Raises EngineError for no such block."""
