@@ -52,6 +52,7 @@ class PackedLayout:
 
     @property
     def is_float(self) -> bool:
+        """Whether the elements keep the file's own float type."""
         return self.bits == 0
 
     @property
