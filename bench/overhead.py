@@ -122,7 +122,11 @@ def main() -> None:
     measure(engine, watch, 2, 10)  # warms caches; not counted
     found = [measure(engine, watch, sequences, arguments.steps) for sequences in SEQUENCES]
     if arguments.json:
-        print(json.dumps({"model": arguments.model.name, "threads": arguments.threads, "decode": found}, indent=2))
+        print(
+            json.dumps(
+                {"model": arguments.model.name, "threads": arguments.threads, "decode": found}, indent=2
+            )
+        )
         return
     print("sequences  python us  outside native us  step us   share")
     for row in found:

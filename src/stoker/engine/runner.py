@@ -41,14 +41,14 @@ class Runner:
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:
         """Make the plan's copies, compute its chunks in one batch, choose a token for each row of logits."""
-        sequences = [sequence_of(chunk.number) for chunk in plan.chunks]
+        sequences = [sequence_of(chunk[0]) for chunk in plan.chunks]
         batch = self.batch(plan, sequences)
         for source, destination in plan.copies:
             self._interpreter.copy_block(source, destination)
         logits = self._interpreter.run(batch)
         rows: list[SampleRow] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
-            if not chunk.rows:
+            if not chunk[3]:
                 continue
             if sequence.purpose is Purpose.GENERATE:
                 rows.append(_row(sequence))
@@ -68,14 +68,15 @@ class Runner:
         # One token and one row each: the common step is spared most numpy calls, a microsecond apiece.
         if count >= len(self._counting):
             self._counting = np.arange(2 * count, dtype=np.int32)
-        positions = np.array(starts, np.int32)
+        numbers = list(starts)
+        numbers += [start + 1 for start in starts]
+        numbers += [sequence.token_at(start) for sequence, start in zip(sequences, starts, strict=True)]
+        packed = np.array(numbers, np.int32)
         return Batch(
-            token_ids=np.array(
-                [s.token_at(start) for s, start in zip(sequences, starts, strict=True)], np.int32
-            ),
-            positions=positions,
+            token_ids=packed[2 * count :],
+            positions=packed[:count],
             query_start=self._counting[: count + 1],
-            kv_tokens=positions + _ONE,
+            kv_tokens=packed[count : 2 * count],
             block_tables=block_tables,
             logit_rows=self._counting[:count],
         )
@@ -105,11 +106,11 @@ def _mixed_batch(chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tab
 def _row(sequence: Sequence) -> SampleRow:
     packed = sequence.packed
     banned: tuple[int, ...] = ()
-    if sequence.output_tokens < packed.params.min_tokens:
+    if packed.params.min_tokens and sequence.output_tokens < packed.params.min_tokens:
         banned = tuple(sorted(sequence.stop_ids))
-    if not packed.needs_history:
-        return SampleRow(packed, sequence.known, banned_ids=banned)
-    return SampleRow(packed, sequence.known, sequence.ids, sequence.prompt, banned)
+    if packed.needs_history:
+        return SampleRow(packed, sequence.known, sequence.ids, sequence.prompt, banned)
+    return SampleRow(packed, sequence.known, None, 0, banned)
 
 
 def _score_rows(sequence: Sequence, chunk: Chunk) -> list[SampleRow]:

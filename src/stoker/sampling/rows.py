@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +49,11 @@ TASK = np.dtype(
     ]
 )
 LEAST_MIN_P = 2.0**-100  # nothing so improbable is ever drawn; keeps the float32 logarithm in range
+_POSITION_BEGIN = 8  # bytes of a record before its position, and up to its end
+_POSITION_END = 16
+_pack_position = Struct("<q").pack
 _NO_TOKENS = np.zeros(0, np.int32)
+_NO_VALUES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,11 +66,12 @@ class PackedParams:
     bias_ids: Int32  # [B], ascending
     bias_values: Float32  # [B]
     needs_history: bool  # a penalty is on: rows must bring the sequence's token ids
-
-    @property
-    def is_plain(self) -> bool:
-        """Nothing but the position changes from step to step (unless the row itself brings a ban or mask)."""
-        return not self.needs_history and not len(self.bias_ids)
+    # Nothing but the position changes from step to step, unless the row itself brings a ban or mask: a row is
+    # `head`, the position's 8 bytes, `tail`.
+    is_plain: bool
+    head: bytes
+    tail: bytes
+    top_count: int  # of the likeliest tokens wanted beside each
 
 
 def pack_params(params: SamplingParams, seed: int, vocabulary: int) -> PackedParams:
@@ -87,21 +95,26 @@ def pack_params(params: SamplingParams, seed: int, vocabulary: int) -> PackedPar
     task["top_logprobs"] = -1 if params.logprobs is None else params.logprobs
     task["forced_token"] = task["mask_row"] = -1
     task["bias_count"] = len(bias_ids)
+    record = task.tobytes()
+    needs_history = (
+        params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
+    )
     return PackedParams(
         params=params,
         seed=seed,
-        record=task.tobytes(),
+        record=record,
         bias_ids=np.array(bias_ids, np.int32),
         bias_values=np.array([params.logit_bias[i] for i in bias_ids], np.float32),
-        needs_history=(
-            params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
-        ),
+        needs_history=needs_history,
+        is_plain=not needs_history and not bias_ids,
+        head=record[:_POSITION_BEGIN],
+        tail=record[_POSITION_END:],
+        top_count=params.logprobs or 0,
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SampleRow:
-    """One row of logits to turn into a token.
+class SampleRow(NamedTuple):
+    """One row of logits to turn into a token. A tuple, since each step makes one for each sequence.
 
     `position` is the absolute position the new token will take: the number of tokens before it.
     """
@@ -133,7 +146,7 @@ class SampleResult:
 class PackedRows:
     """The arrays of one native call."""
 
-    tasks: npt.NDArray[np.void]  # [R] of TASK
+    records: bytes  # R of TASK
     bias_ids: Int32
     bias_values: Float32
     banned_ids: Int32
@@ -141,29 +154,38 @@ class PackedRows:
     masks: UInt32  # [M, ceil(vocabulary / 32)]
     top_count: int  # K
 
+    @property
+    def tasks(self) -> npt.NDArray[np.void]:
+        """[R] the records with named fields, read-only."""
+        return np.frombuffer(self.records, TASK)
+
 
 def pack_rows(rows: Sequence[SampleRow], vocabulary: int) -> PackedRows:
     """Flat arrays for `rows`; checks what a row brings against the vocabulary.
 
     Raises `RequestError`: token ids outside the vocabulary, a mask of the wrong length, missing history.
     """
-    tasks = np.frombuffer(b"".join([row.packed.record for row in rows]), TASK).copy()
-    tasks["position"] = [row.position for row in rows]
-    top_count = max(0, int(tasks["top_logprobs"].max(initial=0)))
-    extras = [
-        (i, row)
-        for i, row in enumerate(rows)
-        if row.banned_ids
-        or row.allowed_mask is not None
-        or row.forced_token is not None
-        or not row.packed.is_plain
-    ]
-    if not extras:
-        no_masks = np.zeros((0, (vocabulary + 31) // 32), np.uint32)
-        return PackedRows(
-            tasks, _NO_TOKENS, np.zeros(0, np.float32), _NO_TOKENS, _NO_TOKENS, no_masks, top_count
-        )
-    return _pack_extras(tasks, extras, vocabulary, top_count)
+    parts: list[bytes] = []
+    extras: list[tuple[int, SampleRow]] = []
+    top_count = 0
+    for row in rows:
+        packed, position, _, _, banned_ids, mask, forced_token = row
+        if not packed.is_plain or banned_ids or mask is not None or forced_token is not None:
+            extras.append((len(parts) // 3, row))
+        parts += (packed.head, _pack_position(position), packed.tail)
+        if packed.top_count > top_count:
+            top_count = packed.top_count
+    records = b"".join(parts)
+    if extras:
+        return _pack_extras(np.frombuffer(records, TASK).copy(), extras, vocabulary, top_count)
+    return PackedRows(
+        records, _NO_TOKENS, _NO_VALUES, _NO_TOKENS, _NO_TOKENS, _no_masks((vocabulary + 31) // 32), top_count
+    )
+
+
+@lru_cache(maxsize=4)
+def _no_masks(words: int) -> UInt32:
+    return np.zeros((0, words), np.uint32)
 
 
 def _pack_extras(
@@ -185,9 +207,9 @@ def _pack_extras(
     masked = [(i, row.allowed_mask) for i, row in extras if row.allowed_mask is not None]
     _fill(tasks, "mask_row", [(i, m) for m, (i, _) in enumerate(masked)])
     return PackedRows(
-        tasks,
+        tasks.tobytes(),
         _checked_ids("logit_bias", bias_ids, vocabulary),
-        np.concatenate([packed.bias_values for _, packed in bias]) if bias else np.zeros(0, np.float32),
+        np.concatenate([packed.bias_values for _, packed in bias]) if bias else _NO_VALUES,
         _checked_ids("banned_ids", banned, vocabulary),
         _checked_ids("history", history, vocabulary),
         _stacked_masks([mask for _, mask in masked], (vocabulary + 31) // 32),
@@ -218,7 +240,7 @@ def _stacked_masks(masks: list[UInt32], words: int) -> UInt32:
     for mask in masks:
         if mask.shape != (words,) or mask.dtype != np.uint32:
             raise RequestError(f"allowed_mask is {mask.dtype} {mask.shape}; allowed: uint32 ({words},)")
-    return np.stack(masks) if masks else np.zeros((0, words), np.uint32)
+    return np.stack(masks) if masks else _no_masks(words)
 
 
 def _checked_ids(name: str, ids: Integers, vocabulary: int) -> Int32:

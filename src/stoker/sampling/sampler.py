@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stoker.api.errors import RequestError
-from stoker.sampling.rows import SampleResult, SampleRow, pack_rows
+from stoker.sampling.rows import Int32, SampleResult, SampleRow, pack_rows
 
 Float32 = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
+_FLOAT32 = np.dtype(np.float32)
 
 
 class SampleWorkspace(Protocol):
@@ -46,18 +48,15 @@ class Sampler:
 
         Raises `RequestError` when rows and logits differ in number, or a row does not fit the vocabulary.
         """
-        if logits.ndim != 2 or logits.dtype != np.float32 or len(rows) != len(logits):
-            raise RequestError(f"logits are {logits.dtype} {logits.shape}; allowed: float32 ({len(rows)}, V)")
+        count = len(rows)
+        if logits.ndim != 2 or logits.dtype != _FLOAT32 or count != len(logits):
+            raise RequestError(f"logits are {logits.dtype} {logits.shape}; allowed: float32 ({count}, V)")
         packed = pack_rows(rows, logits.shape[1])
-        result = SampleResult(
-            np.empty(len(rows), np.int32),
-            np.empty(len(rows), np.float32),
-            np.full((len(rows), packed.top_count), -1, np.int32),
-            np.full((len(rows), packed.top_count), np.nan, np.float32),
-        )
+        top_ids, top_logprobs = _top_arrays(count, packed.top_count)
+        result = SampleResult(np.empty(count, np.int32), np.empty(count, np.float32), top_ids, top_logprobs)
         self._workspace.sample(
             logits,
-            packed.tasks.tobytes(),
+            packed.records,
             packed.bias_ids,
             packed.bias_values,
             packed.banned_ids,
@@ -69,3 +68,16 @@ class Sampler:
             result.top_logprobs,
         )
         return result
+
+
+def _top_arrays(rows: int, count: int) -> tuple[Int32, Float32]:
+    """[rows, count] of each, saying that nothing was found. The sampler fills in what was asked for."""
+    if not count:
+        return _nothing_on_top(rows)
+    return np.full((rows, count), -1, np.int32), np.full((rows, count), np.nan, np.float32)
+
+
+@lru_cache(maxsize=128)
+def _nothing_on_top(rows: int) -> tuple[Int32, Float32]:
+    """Arrays without elements, so that results can share them."""
+    return np.empty((rows, 0), np.int32), np.empty((rows, 0), np.float32)

@@ -147,7 +147,9 @@ _NUMBERS = st.integers(-2, 45) | st.sampled_from([-(2**31), 2**31 - 1, CONTEXT, 
 
 
 @settings(max_examples=300, deadline=None)
-@given(changes=st.lists(st.tuples(st.sampled_from(FIELDS), st.integers(0, 30), _NUMBERS), min_size=1, max_size=3))
+@given(
+    changes=st.lists(st.tuples(st.sampled_from(FIELDS), st.integers(0, 30), _NUMBERS), min_size=1, max_size=3)
+)
 def test_whatever_is_wrong_both_say_the_same(program: Any, changes: list[tuple[str, int, int]]) -> None:
     arrays = {name: getattr(_batch(), name).copy() for name in FIELDS}
     for name, place, value in changes:
