@@ -45,6 +45,8 @@ struct Int8Cache {
       for (; r + 3 <= rows.count; r += 3, fetch = nullptr) score_block<3>(task, rows, r, heads[b], b, fetch, s);
       for (; r < rows.count; ++r, fetch = nullptr) score_block<1>(task, rows, r, heads[b], b, fetch, s);
     }
+    for (int b = blocks; b < 4 && ahead.heads[b]; ++b)
+      for (int i = 0; i < 32 * task.head_size + 128; i += 64) prefetch(ahead.heads[b] + i);
     for (int r = 0; r < rows.count; ++r)  // absent blocks lie past every query: hidden by the mask
       for (int b = blocks; b < 4; ++b) store(s.scores + r * kChunkTokens + 16 * b, zero_f32());
   }

@@ -171,6 +171,12 @@ inline void store_panel(const LinearTask& task, int64_t panel, int64_t token, F3
   }
 }
 
+// Where fetching ahead stops: with few tokens at the end of the range, because DRAM is the limit and another thread
+// has the panels behind it; with more not at all.
+inline const uint8_t* fetch_end(const LinearTask& task, const PackedMatrix& m, int64_t panel_end) {
+  return task.tokens < 8 ? m.panel(panel_end) : m.panel(m.panels);
+}
+
 inline Outliers outliers_of(const LinearTask& task, const float* weights, int64_t panel, int64_t token) {
   const int n = task.x.outliers;
   return {n, weights + panel * n * 16, task.x.outlier_values + token * n};
@@ -182,7 +188,7 @@ void linear_quantised(const LinearTask& task, int64_t panel_begin, int64_t panel
   for (int64_t p = panel_begin; p < panel_end; ++p)
     for (int64_t t = 0; t < task.tokens; t += 16) {
       const int count = (int)(task.tokens - t < 16 ? task.tokens - t : 16);
-      sums_of(*task.weight, p, tile_of(task.x, t / 16), count, t == 0 ? task.weight->panel(panel_end) : nullptr,
+      sums_of(*task.weight, p, tile_of(task.x, t / 16), count, t == 0 ? fetch_end(task, *task.weight, panel_end) : nullptr,
               outliers_of(task, task.outlier_weights, p, t), sums);
       for (int i = 0; i < count; ++i) store_panel(task, p, t + i, sums[i]);
     }
@@ -197,9 +203,9 @@ void linear_gated(const LinearTask& task, int64_t pair_begin, int64_t pair_end) 
       const int count = (int)(task.tokens - t < 16 ? task.tokens - t : 16);
       const QuantisedTile x = tile_of(task.x, t / 16);
       for (int half = 0; half < 2; ++half) {
-        gate_of(*task.weight, 2 * pair + half, x, count, t == 0 ? task.weight->panel(2 * pair_end) : nullptr,
+        gate_of(*task.weight, 2 * pair + half, x, count, t == 0 ? fetch_end(task, *task.weight, 2 * pair_end) : nullptr,
                 outliers_of(task, task.outlier_weights, 2 * pair + half, t), gate[half]);
-        up_of(*task.up, 2 * pair + half, x, count, t == 0 ? task.up->panel(2 * pair_end) : nullptr,
+        up_of(*task.up, 2 * pair + half, x, count, t == 0 ? fetch_end(task, *task.up, 2 * pair_end) : nullptr,
               outliers_of(task, task.up_outlier_weights, 2 * pair + half, t), up);
         for (int i = 0; i < count; ++i) gate[half][i] = gated(task.activation, gate[half][i], up[i]);
       }
