@@ -32,25 +32,34 @@ nb::capsule owner_of(T* array) {
   return nb::capsule(array, [](void* p) noexcept { delete[] (T*)p; });
 }
 
-std::shared_ptr<PackedMatrix> pack(int type, Bytes raw, int64_t rows, int64_t columns, int threads, ThreadPool* pool) {
+constexpr int64_t kSlabBytes = 16 << 20;  // large enough to keep all threads busy, small beside any model
+
+// `read_up_to`, if given, is called with the number of bytes of `raw` that are not needed any more, slab by slab.
+std::shared_ptr<PackedMatrix> pack(int type, Bytes raw, int64_t rows, int64_t columns, int threads, ThreadPool* pool,
+                                   const nb::object& read_up_to) {
   const int64_t row_bytes = ggml_row_bytes(type, columns);
   if (rows < 1 || (int64_t)raw.size() / row_bytes != rows || (int64_t)raw.size() % row_bytes != 0)
     throw std::invalid_argument("raw has " + std::to_string(raw.size()) + " bytes; " + std::to_string(rows) + " rows of " +
                                 std::to_string(row_bytes) + " bytes are needed");
   auto m = std::make_shared<PackedMatrix>(allocate_packed(type, rows, columns));
-  std::vector<PackResult> results;
-  {
-    nb::gil_scoped_release release;
-    std::unique_ptr<ThreadPool> own;
-    if (!pool) own = std::make_unique<ThreadPool>(threads), pool = own.get();
-    const int64_t grain = std::max<int64_t>(1, m->panels / (pool->threads() * 4));
-    results.resize((size_t)((m->panels + grain - 1) / grain));
-    pool->run(m->panels, grain, [&](int64_t b, int64_t e, int) { results[(size_t)(b / grain)] = pack_panels(*m, type, raw.data(), b, e); });
+  std::unique_ptr<ThreadPool> own;
+  if (!pool) own = std::make_unique<ThreadPool>(threads), pool = own.get();
+  const int64_t slab = read_up_to.is_none() ? m->panels : std::max<int64_t>(1, kSlabBytes / (row_bytes * kPanelRows));
+  for (int64_t first = 0; first < m->panels; first += slab) {
+    const int64_t count = std::min(slab, m->panels - first), grain = std::max<int64_t>(1, count / (pool->threads() * 4));
+    std::vector<PackResult> results((size_t)((count + grain - 1) / grain));
+    {
+      nb::gil_scoped_release release;
+      pool->run(count, grain, [&](int64_t b, int64_t e, int) {
+        results[(size_t)(b / grain)] = pack_panels(*m, type, raw.data(), first + b, first + e);
+      });
+    }
+    for (const PackResult& r : results)
+      if (!r.ok)
+        throw std::invalid_argument("scale or minimum at row " + std::to_string(r.row) + ", column " + std::to_string(r.column) +
+                                    " is NaN or infinite");
+    if (!read_up_to.is_none()) read_up_to(std::min(rows, (first + count) * kPanelRows) * row_bytes);
   }
-  for (const PackResult& r : results)
-    if (!r.ok)
-      throw std::invalid_argument("scale or minimum at row " + std::to_string(r.row) + ", column " + std::to_string(r.column) +
-                                  " is NaN or infinite");
   return m;
 }
 
@@ -204,7 +213,8 @@ NB_MODULE(_native, m) {
   nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "threads"_a).def_prop_ro("threads", &ThreadPool::threads);
 
   nb::class_<PackedMatrix>(m, "PackedMatrix")
-      .def_static("pack", &pack, "ggml_type"_a, "raw"_a, "rows"_a, "columns"_a, "threads"_a = 1, "pool"_a.none() = nb::none())
+      .def_static("pack", &pack, "ggml_type"_a, "raw"_a, "rows"_a, "columns"_a, "threads"_a = 1, "pool"_a.none() = nb::none(),
+                  "read_up_to"_a.none() = nb::none())
       .def_ro("rows", &PackedMatrix::rows)
       .def_ro("columns", &PackedMatrix::columns)
       .def_prop_ro("nbytes", &PackedMatrix::bytes)

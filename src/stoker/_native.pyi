@@ -4,7 +4,7 @@ Everything raises ValueError for arguments that do not fit together. Buffers are
 functions which make them return.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,16 @@ class PackedMatrix:
 
     @staticmethod
     def pack(
-        ggml_type: int, raw: _Bytes, rows: int, columns: int, threads: int = 1, pool: ThreadPool | None = None
-    ) -> PackedMatrix: ...
+        ggml_type: int,
+        raw: _Bytes,
+        rows: int,
+        columns: int,
+        threads: int = 1,
+        pool: ThreadPool | None = None,
+        read_up_to: Callable[[int], None] | None = None,
+    ) -> PackedMatrix:
+        """`read_up_to` is told, from time to time, how many bytes of `raw` are not needed any more."""
+
     @property
     def rows(self) -> int: ...
     @property

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stoker.api.errors import RequestError
 from stoker.api.protocols import SeedSource
@@ -18,9 +19,11 @@ from stoker.kernels.native import KvType
 from stoker.models.load import load_native
 from stoker.sampling.native import native_sampler
 from stoker.tokenizer import Tokenizer, load_tokenizer
-from stoker.tokenizer.chat import ChatTemplate
 from stoker.weights.gguf import GGUFFile
 from stoker.weights.store import resolve
+
+if TYPE_CHECKING:
+    from stoker.tokenizer.chat import ChatTemplate
 
 # Address space, not memory: blocks are backed when they are first written. In int8, 2 GiB hold about 90 000
 # tokens of SmolLM2-135M or 200 000 of Gemma 3 270M, and still leave a small machine its room.
@@ -91,8 +94,10 @@ def _chat_encoder(tokenizer: Tokenizer) -> EncodeChat | None:
     if not tokenizer.chat_template:
         return None
 
-    @cache  # compiled when the first chat comes: not everybody chats
+    @cache  # imported and compiled when the first chat comes: not everybody chats, and Jinja takes 25 ms
     def template() -> ChatTemplate:
+        from stoker.tokenizer.chat import ChatTemplate
+
         return ChatTemplate(tokenizer)
 
     def encode(messages: tuple[Message, ...]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from stoker import _native
@@ -40,8 +42,8 @@ def load_weights(
 ) -> tuple[dict[str, _native.PackedMatrix], dict[str, Float32]]:
     """(matrices of Embed and Linear, packed; all other weights as float32 vectors), by tensor name.
 
-    Each tensor's pages of the file are released once it is packed, so that peak memory is the packed model
-    and one tensor. Raises ModelFormatError for a scale, minimum or vector element that is NaN or infinite.
+    Pages of the file are released while a tensor is packed, so that peak memory is the packed model and a few
+    megabytes. Raises ModelFormatError for a scale, minimum or vector element that is NaN or infinite.
     """
     tables = {op.table for op in program.ops if isinstance(op, Embed)}
     packed = tables | {op.weight for op in program.ops if isinstance(op, Linear)}
@@ -53,12 +55,22 @@ def load_weights(
         if name in packed:
             rows, columns = tensor.shape
             try:
-                matrices[name] = _native.PackedMatrix.pack(tensor.type.type_id, raw, rows, columns, pool=pool)
+                matrices[name] = _native.PackedMatrix.pack(
+                    tensor.type.type_id,
+                    raw,
+                    rows,
+                    columns,
+                    pool=pool,
+                    read_up_to=partial(file.release, tensor),
+                )
             except ValueError as error:
                 raise ModelFormatError(f"tensor {name!r} ({tensor.type.name}): {error}") from error
         else:
-            vectors[name] = _vector(name, dequantize_reference(tensor.type.type_id, raw, 1, tensor.n_elements))
+            vectors[name] = _vector(
+                name, dequantize_reference(tensor.type.type_id, raw, 1, tensor.n_elements)
+            )
         file.release(tensor)
+    file.release_all()  # what was read around the tensors, and the header
     return matrices, vectors
 
 

@@ -119,15 +119,17 @@ class GGUFFile:
         file_bytes = self._open_parts()[info.part].file_bytes
         return file_bytes[info.offset_bytes : info.offset_bytes + info.n_bytes]
 
-    def release(self, tensor: TensorInfo | str) -> None:
-        """Let the system take back the memory of a tensor's pages; later reads fetch them again.
+    def release(self, tensor: TensorInfo | str, up_to_bytes: int | None = None) -> None:
+        """Let the system take back the memory of a tensor's pages, all or the first bytes; later reads fetch
+        them again.
 
         Mapped pages count as memory of the process once touched. After packing they are not needed,
         and this keeps them out of the peak. The pages are clean copies of the file, so nothing is lost;
         neighbours that share the first or last page only fault it in again.
         """
         info = self._info(tensor)
-        self._open_parts()[info.part].release(info.offset_bytes, info.n_bytes)
+        n_bytes = info.n_bytes if up_to_bytes is None else min(up_to_bytes, info.n_bytes)
+        self._open_parts()[info.part].release(info.offset_bytes, n_bytes)
 
     def release_all(self) -> None:
         """As ``release``, for the whole file with its metadata."""
