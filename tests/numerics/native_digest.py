@@ -2,12 +2,13 @@
 
     python native_digest.py KV_TYPE THREADS TOKENS FILE [FILE ..]
 
-Each file's text is TOKENS fixed ids: all but the last four prefilled, in two chunks, the last four one at a time.
+The text is TOKENS fixed ids: all but the last four prefilled, in two chunks, the last four one by one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def digest(path: Path, kv_type: str, threads: int, tokens: int) -> str:
     ids = np.arange(1, tokens + 1, dtype=np.int64) * 40503 % interpreter.vocabulary
     cuts = [0, (tokens - 4) // 3, *range(tokens - 4, tokens + 1)]
     total = hashlib.sha256()
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         count = end - begin
         batch = Batch(
             token_ids=ids[begin:end].astype(np.int32),

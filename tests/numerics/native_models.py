@@ -1,7 +1,7 @@
 """What the tests of the native core share: small random models in any weight type, and runs of them.
 
-A `TinyModel` is written as a GGUF file with the gguf package's writer, so that a test goes the way a user's file
-goes: open, check, pack, lower, run.
+A `TinyModel` is written as a GGUF file with the gguf package's writer, so that a test goes the way a user's
+file goes: open, check, pack, lower, run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from stoker.models.registry import build_program
 from stoker.weights.gguf import GGUFFile
 
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-# Byte offsets of the float16 scales of a block, and how large the quants times the sub-scales get: random blocks
-# get scales that bring their weights to the size of a trained model's.
+# Byte offsets of the float16 scales of a block, and how large the quants times the sub-scales get: random
+# blocks get scales that bring their weights to the size of a trained model's.
 _K_SCALES: Mapping[str, tuple[tuple[int, float], ...]] = {
     "Q2_K": ((80, 3 * 15), (82, 15)),
     "Q3_K": ((108, 4 * 32),),
@@ -137,7 +137,7 @@ def _add_tensor(
 
 
 def random_k_blocks(kind: str, rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """Any bytes for quants and sub-scales (the gguf package cannot quantise K types), fitting block scales."""
+    """Any quants and sub-scales (the gguf package cannot quantise K types), fitting block scales; uint8."""
     _, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = generator.integers(0, 256, (rows, columns // 256, block_bytes), np.uint8)
     for offset, largest in _K_SCALES[kind]:
@@ -177,7 +177,10 @@ def in_chunks(total: int, size: int) -> list[int]:
 
 
 def chunked_logits(
-    interpreter: Interpreter, token_ids: Sequence[int], chunks: Sequence[int], blocks: Sequence[int] | None = None
+    interpreter: Interpreter,
+    token_ids: Sequence[int],
+    chunks: Sequence[int],
+    blocks: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Logits of every position, float32 [T, vocabulary], computed alone and in these chunks."""
     story = Story(token_ids, range(blocks_for(len(token_ids))) if blocks is None else blocks)

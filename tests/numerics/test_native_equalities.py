@@ -1,4 +1,4 @@
-"""E1 on small models: the same bits however a sequence is computed, for every architecture and many weight types."""
+"""E1 on small models: the same bits however a sequence is computed, for every architecture and layout."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ MODELS = (
             "llama",
             rope_scale=0.25,
             optional_tensors=frozenset(
-                f"blk.{i}.{name}.bias" for i in range(2) for name in ("attn_q", "attn_output", "ffn_gate", "ffn_down")
+                f"blk.{i}.{name}.bias"
+                for i in range(2)
+                for name in ("attn_q", "attn_output", "ffn_gate", "ffn_down")
             ),
         ),
         "Q5_1",
@@ -64,16 +66,24 @@ MODELS = (
     ),
     TinyModel("qwen2-q5_0", tiny_config("qwen2", heads=6, kv_heads=1, head_size=32), "Q5_0"),
     TinyModel("qwen3-bf16", tiny_config("qwen3", heads=4, kv_heads=1, head_size=128, width=80), "BF16"),
-    TinyModel("qwen3-q2_k", tiny_config("qwen3", heads=16, kv_heads=4, width=256, feed_forward=256, head_size=48), "Q2_K", "Q3_K"),
+    TinyModel(
+        "qwen3-q2_k",
+        tiny_config("qwen3", heads=16, kv_heads=4, width=256, feed_forward=256, head_size=48),
+        "Q2_K", "Q3_K",
+    ),
     TinyModel(
         "gemma3-q5_k",
         tiny_config(
-            "gemma3", layers=3, vocabulary=144, width=256, feed_forward=256, heads=4, kv_heads=1, head_size=256,
+            "gemma3", layers=3, vocabulary=144, width=256, feed_forward=256, kv_heads=1, head_size=256,
             window=SlidingWindow(70, 3), attention_softcap=20.0, final_softcap=10.0, rope_base=1e6,
         ),
         "Q5_K", "Q8_0",
     ),
-    TinyModel("gemma3-q4_0", tiny_config("gemma3", layers=3, head_size=32, window=SlidingWindow(513, 2)), "Q4_0", "F16"),
+    TinyModel(
+        "gemma3-q4_0",
+        tiny_config("gemma3", layers=3, head_size=32, window=SlidingWindow(513, 2)),
+        "Q4_0", "F16",
+    ),
 )  # fmt: skip
 BY_NAME = {model.name: model for model in MODELS}
 KV_TYPES: tuple[KvType, ...] = ("int8", "f16")
@@ -84,7 +94,7 @@ Opened = Callable[..., NativeInterpreter]
 
 @pytest.fixture(scope="session")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """name, kv_type, threads -> interpreter; each is made once. Tests leave blocks as they find them: dirty."""
+    """name, kv_type, threads -> interpreter; each is made once, its blocks hold what earlier tests left."""
     folder = tmp_path_factory.mktemp("tiny")
 
     @cache
@@ -132,7 +142,7 @@ def test_chunks_of_the_prompt(name: str, kv_type: KvType, size: int, opened: Ope
 @each_model
 @each_kv_type
 def test_one_token_at_a_time(name: str, kv_type: KvType, opened: Opened, expected: Any) -> None:
-    """Decoding past every boundary of blocks, chunks and splits: 1, 16, 64, 512, 1024, each one before and after."""
+    """Decoding past every boundary: blocks of 16, chunks of 64, splits of 512."""
     logits = chunked_logits(opened(name, kv_type), ids(name), [1] * LONG)
     assert_same_bits(logits, expected(name, kv_type))
 
@@ -204,14 +214,15 @@ def test_a_copied_block_goes_on_alike(name: str, kv_type: KvType, opened: Opened
     fork = Story(ids(name), fork_blocks, common)
     other = Story([*ids(name)[:common], *ids(name, 1)], blocks, common)
     rest = LONG - common
-    logits = interpreter.run(make_batch([other.next(rest), fork.next(rest)], logit_rows=range(rest, 2 * rest)))
+    batch = make_batch([other.next(rest), fork.next(rest)], logit_rows=range(rest, 2 * rest))
+    logits = interpreter.run(batch)
     assert_same_bits(logits, expected(name, kv_type)[common:])
 
 
 @each_kv_type
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025])
 def test_one_more_token_at_a_boundary(kv_type: KvType, length: int, opened: Opened, expected: Any) -> None:
-    """Contexts that end just before, at and after a boundary: prefilled, then one decoded alone and in a crowd."""
+    """Contexts that end at a boundary, or one off: prefilled, then one decoded alone, then in a crowd."""
     for name in ("llama-q4_1", "gemma3-q5_k"):
         interpreter = opened(name, kv_type, 2)
         want = expected(name, kv_type)[length - 1 : length + 1]

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("gguf", reason="the gguf package writes the small models of these tests")
 native = pytest.importorskip("stoker._native", reason="the native core is not built")
 
-from tests.numerics import native_digest
-from tests.numerics.test_native_equalities import MODELS
+from tests.numerics import native_digest  # noqa: E402
+from tests.numerics.test_native_equalities import MODELS  # noqa: E402
 
 
 def digests(target: str, kv_type: str, threads: int, tokens: int, files: list[Path]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Every instruction set computes the same bits: native/tests/kernel_digest.cc, compiled here and compared.
 
-x86-64 targets run on this CPU; NEON is cross-compiled and emulated, its dot product instruction included. The
-kernels of x86 are compiled with -O1 and those of NEON as CMakeLists.txt says: how hard a compiler tries must not
-matter either, and the shipped build of x86 is compared by test_native_targets.py.
+x86-64 targets run on this CPU; NEON is cross-compiled and emulated, its dot product instruction included.
+NEON kernels are compiled as CMakeLists.txt says, the others with -O1: how hard a compiler tries must not
+matter either, and what is installed is compared by test_native_targets.py.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def build(compiler: str, machine: str) -> Path:
         target = folder / (source.name + ".o")
         level = "-O3" if source.name == "neon_dot.cc" else "-O1"
         special = options_of(source.name) if source.parent.name == "targets" else []
-        run([compiler, *flags_for_all(), level, *special, f"-I{NATIVE}", "-c", str(source), "-o", str(target)])
+        flags = [*flags_for_all(), level, *special, f"-I{NATIVE}"]
+        run([compiler, *flags, "-c", str(source), "-o", str(target)])
         return target
 
     targets = [NATIVE / "targets" / name for name in TARGETS[machine]]
