@@ -200,6 +200,25 @@ def test_wrong_shapes_and_types_are_refused(kind: int, rows: int, columns: int) 
             read(kind, raw, rows, columns)
 
 
+def test_what_was_read_may_go_while_the_rest_is_packed() -> None:
+    """`read_up_to` hears of every byte once it is not needed any more: here it is overwritten at once."""
+    rows, columns = 20_000, 2048  # some slabs and a shorter one
+    kept = random_tensor(8, rows, columns, 0)
+    raw, seen = kept.copy(), [0]
+
+    def overwrite(up_to_bytes: int) -> None:
+        raw[seen[-1] : up_to_bytes] = 0xFF
+        seen.append(up_to_bytes)
+
+    matrix = native.PackedMatrix.pack(8, raw, rows, columns, threads=2, read_up_to=overwrite)
+    assert len(seen) > 3
+    assert seen == sorted(set(seen))
+    assert seen[-1] == len(raw)
+    np.testing.assert_array_equal(
+        matrix.panels_bytes(), native.PackedMatrix.pack(8, kept, rows, columns).panels_bytes()
+    )
+
+
 def test_matrices_outlive_their_neighbours() -> None:
     """Small matrices share memory: what is kept must stay as it was while others come and go."""
     kept = {}

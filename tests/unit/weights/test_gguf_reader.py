@@ -137,6 +137,8 @@ def test_release_gives_memory_back_and_keeps_the_bytes(tmp_path):
     with read(tmp_path, GGUF(tensors=[Tensor("w", [1024, rows], 0, 0)], data=content)) as opened:
         assert opened.data("w").tobytes() == content  # touches each page
         before = _mapped_resident_kib(opened.path)
+        opened.release("w", 8 << 20)
+        assert _mapped_resident_kib(opened.path) <= before - 8 * 1024 + 64
         opened.release("w")
         after = _mapped_resident_kib(opened.path)
         assert before >= 16 * 1024
