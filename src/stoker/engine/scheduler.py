@@ -136,9 +136,10 @@ class Scheduler:
             if not rows:
                 continue
             if sequence.purpose is Purpose.GENERATE:
-                sequence.append(token_ids[row])
-                top = _top(result, row, sequence.params.logprobs)
-                outputs.append(Output(sequence, token_ids[row], logprobs[row], top))
+                token_id = token_ids[row]
+                sequence.append(token_id)
+                top = _top(result, row, sequence.packed.top_count) if sequence.packed.top_count else ()
+                outputs.append(Output(sequence, token_id, logprobs[row], top, None))
             else:
                 outputs.append(Output(sequence, None, 0.0, (), _score(sequence, end, rows, result, row)))
             row += rows
@@ -155,10 +156,12 @@ class Scheduler:
     def _extend(self, sequence: Sequence, draft: _Draft, rows_kept: int) -> None:
         """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found."""
         start = sequence.computed
-        tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
         if sequence.purpose is Purpose.GENERATE:
-            rows = 1 if start + tokens == sequence.known else 0
+            known = sequence.known
+            tokens = min(known - start, draft.tokens_left, self._chunk_tokens)
+            rows = 1 if start + tokens == known else 0
         else:
+            tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
             # Every sequence behind it keeps the one row it may need.
             first = max(start, sequence.scored)
             tokens = min(tokens, first + draft.rows_left - rows_kept - start)
@@ -262,9 +265,7 @@ class Scheduler:
             sequence.followers = []
 
 
-def _top(result: SampleResult, row: int, wanted: int | None) -> tuple[tuple[int, float], ...]:
-    if not wanted:
-        return ()
+def _top(result: SampleResult, row: int, wanted: int) -> tuple[tuple[int, float], ...]:
     ids, logprobs = result.top_ids[row, :wanted].tolist(), result.top_logprobs[row, :wanted].tolist()
     return tuple(zip(ids, logprobs, strict=True))
 

@@ -35,11 +35,12 @@ class ScoresEvent:
 class _OpenChoice:
     """What an unfinished choice has gathered since its last event."""
 
-    __slots__ = ("_undecoded", "logprobs", "streams", "text", "token_ids", "total")
+    __slots__ = ("_undecoded", "flows", "logprobs", "streams", "text", "token_ids", "total")
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, streams: bool) -> None:
         self.text = ChoiceText(tokenizer, params)
         self.streams = streams  # send tokens as they come; else all at the end
+        self.flows = streams and not params.stop  # until its last token nothing is ever gathered
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.total = 0  # tokens, sent ones included
@@ -56,6 +57,15 @@ class _OpenChoice:
         self._undecoded.append(token_id)
         if self.logprobs is not None:
             self.logprobs.append(TokenLogprob(token_id, output.logprob, output.top))
+
+    def flow(self, output: Output) -> TokensEvent:
+        """The event of a token that is not the last, of a choice that `flows`; `add` to `event` in one."""
+        sequence, token_id, logprob, top, _ = output
+        assert token_id is not None
+        self.total += 1
+        self.text.push([token_id])
+        logprobs = None if self.logprobs is None else (TokenLogprob(token_id, logprob, top),)
+        return TokensEvent(sequence.request_id, sequence.choice, (token_id,), self.text.take(), logprobs)
 
     def decode(self, *, without_last: bool = False) -> None:
         """Make text of the tokens that came since the last time; the last one can be left out of it."""
@@ -174,6 +184,9 @@ class TextEngine:
         if choice is None:
             choice = _OpenChoice(self.tokenizer, sequence.params, streams=self._streams[request_id])
             self._choices[sequence.number] = choice
+        if choice.flows and sequence.finish_reason is None:
+            events.append(choice.flow(output))
+            return
         choice.add(output)
         if sequence.finish_reason is None:
             if choice.streams or sequence.params.stop:
