@@ -285,7 +285,8 @@ void Program::prepare(const BatchView& batch) {
   for (FloatBuffer& b : floats_) {
     // 16 floats more: elementwise steps work on whole vectors, also on the last of an odd number of columns.
     const size_t need = (size_t)((b.selected ? batch.rows : batch.tokens) * b.width + 16);
-    if (b.data.size() < need) b.data = {}, b.data.resize(need);  // freed first: 64 rows of logits can be 64 MB
+    // A new vector rather than a resize: two sizes at once could be 96 MB of logits.
+    if (b.data.size() < need) std::vector<float>().swap(b.data), b.data.resize(need);
   }
   for (QuantisedBuffer& b : quantised_) {
     const size_t slots = (size_t)(tiles_of(b.selected ? batch.rows : batch.tokens) * 16 * (b.columns / 32));
