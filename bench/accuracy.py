@@ -2,8 +2,9 @@
 
     python -m bench.accuracy ORACLE MODEL [--kv int8|f16] [--outliers N] [--threads N]
 
-ORACLE: a file of JSON lines, each with `ids` (token ids), `nll` (negative log-likelihoods of ids 2 to n from a
-float32 run of the same GGUF file) and `argmax` (the likeliest next token at every position). MODEL: a GGUF file.
+ORACLE: a file of JSON lines, each with `ids` (token ids), `nll` (negative log-likelihoods of ids 2 to n from
+a float32 run of the same GGUF file) and `argmax` (the likeliest next token at every position). MODEL: a GGUF
+file. tests/integration/test_accuracy.py holds a few of such texts to bounds.
 """
 
 from __future__ import annotations
@@ -114,19 +115,22 @@ def compare(interpreter: NativeInterpreter, texts: Iterable[Mapping[str, Any]]) 
 
 def main() -> None:
     """Print one line of totals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("oracle", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--kv", choices=("int8", "f16"), default="int8")
-    parser.add_argument("--outliers", type=int, default=OUTLIERS, help="columns per norm kept in float32 at most")
+    parser.add_argument("--outliers", type=int, default=OUTLIERS, help="columns per norm kept in float32")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     interpreter = load(given.model, kv_type=given.kv, outliers=given.outliers, threads=given.threads)
     with given.oracle.open(encoding="utf-8") as lines:
         found = compare(interpreter, (json.loads(line) for line in lines if line.strip()))
+    difference = found.perplexity - found.reference_perplexity
     print(
-        f"tokens {found.tokens}  perplexity {found.perplexity:.5f}  reference {found.reference_perplexity:.5f}  "
-        f"difference {found.perplexity - found.reference_perplexity:+.5f}  top-1 {100 * found.top1:.3f} %"
+        f"tokens {found.tokens}  perplexity {found.perplexity:.5f}  reference "
+        f"{found.reference_perplexity:.5f}  difference {difference:+.5f}  top-1 {100 * found.top1:.3f} %"
     )
 
 

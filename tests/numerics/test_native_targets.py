@@ -14,6 +14,7 @@ pytest.importorskip("gguf", reason="the gguf package writes the small models of 
 native = pytest.importorskip("stoker._native", reason="the native core is not built")
 
 from tests.numerics import native_digest  # noqa: E402
+from tests.numerics.native_models import TinyModel, tiny_config  # noqa: E402
 from tests.numerics.test_native_equalities import MODELS  # noqa: E402
 
 
@@ -53,6 +54,33 @@ def test_long_contexts_on_avx2(kv_type: str, files: list[Path]) -> None:
     if native.target == "avx2":
         pytest.skip("avx2 is the best target of this machine")
     assert digests("avx2", kv_type, 2, 600, files) == digests(native.target, kv_type, 1, 600, files)
+
+
+def test_self_check_compares_them() -> None:
+    done = subprocess.run([sys.executable, "-m", "stoker.kernels"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    targets = native.available_targets.split(", ")
+    assert [line.split()[0] for line in lines[1:-1]] == targets
+    assert len({line.split()[1] for line in lines[1:-1]}) == 1
+    assert lines[-1] == "the same bits on all of them"
+    wrong = subprocess.run([sys.executable, "-m", "stoker.kernels", "fast"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+
+
+@pytest.mark.xfail(
+    strict=True, reason="more than 32 heads to a KV head overrun AttentionScratch: lowering must refuse them"
+)
+def test_many_heads_to_a_kv_head_are_refused_or_computed(tmp_path: Path) -> None:
+    """In a process of its own, as what goes wrong is memory. 32 is the most rows of a unit of attention."""
+    many = [TinyModel(f"llama-{n}", tiny_config("llama", heads=n, kv_heads=1)) for n in (32, 40)]
+    assert len(set(digests(native.target, "int8", 1, 80, [many[0].write(tmp_path)]).values())) == 1
+    done = subprocess.run(
+        [sys.executable, native_digest.__file__, "int8", "1", "80", str(many[1].write(tmp_path))],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 or "ModelFormatError" in done.stderr
 
 
 @pytest.mark.model
