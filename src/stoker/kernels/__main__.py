@@ -10,8 +10,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from stoker import _native
 from stoker.kernels.native import KvType, NativeInterpreter
@@ -34,17 +37,32 @@ from stoker.kernels.program import (
 WIDTH, HIDDEN, VOCABULARY = 64, 96, 131
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 32
 TOKENS = 77  # a chunk of attention and a part, no multiple of anything
-MATRICES = {  # name: (ggml type, rows, columns); Q4_1, Q4_0, Q5_1, Q5_0, Q8_0 and F32 between them
-    "table": (0, VOCABULARY, WIDTH),
-    "q": (3, HEADS * HEAD_SIZE, WIDTH),
-    "k": (2, KV_HEADS * HEAD_SIZE, WIDTH),
-    "v": (7, KV_HEADS * HEAD_SIZE, WIDTH),
-    "o": (6, WIDTH, HEADS * HEAD_SIZE),
-    "gate": (3, HIDDEN, WIDTH),
-    "up": (8, HIDDEN, WIDTH),
-    "down": (8, WIDTH, HIDDEN),
-}
-BLOCKS = {0: (1, 4, 0), 2: (32, 18, 1), 3: (32, 20, 2), 6: (32, 22, 1), 7: (32, 24, 2), 8: (32, 34, 1)}
+# name: (ggml type, rows, columns); Q4_1, Q4_0, Q5_1, Q5_0, Q8_0 and F32 between them
+MATRICES: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        "table": (0, VOCABULARY, WIDTH),
+        "q": (3, HEADS * HEAD_SIZE, WIDTH),
+        "k": (2, KV_HEADS * HEAD_SIZE, WIDTH),
+        "v": (7, KV_HEADS * HEAD_SIZE, WIDTH),
+        "o": (6, WIDTH, HEADS * HEAD_SIZE),
+        "gate": (3, HIDDEN, WIDTH),
+        "up": (8, HIDDEN, WIDTH),
+        "down": (8, WIDTH, HIDDEN),
+    }
+)
+# ggml type: (columns of a block, its bytes, how many float16 scales it begins with)
+BLOCKS: Mapping[int, tuple[int, int, int]] = MappingProxyType(
+    {0: (1, 4, 0), 2: (32, 18, 1), 3: (32, 20, 2), 6: (32, 22, 1), 7: (32, 24, 2), 8: (32, 34, 1)}
+)
+
+
+def noise(count: int, key: int) -> npt.NDArray[np.uint64]:
+    """[count] numbers below 2^32, the same for a key on every machine (SplitMix64, Steele et al. 2014)."""
+    x = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(key << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: npt.NDArray[np.uint64] = x >> np.uint64(32)
+    return mixed
 
 
 def small_program() -> Program:
@@ -72,25 +90,24 @@ def small_program() -> Program:
     return Program(ops, (KvLayer(KV_HEADS, HEAD_SIZE),), VOCABULARY, 128, "self-check")
 
 
-def random_matrix(kind: int, rows: int, columns: int, random: np.random.Generator) -> _native.PackedMatrix:
-    """Any quants, and scales that make weights of about 1 / 8; plain numbers for F32."""
+def random_matrix(kind: int, rows: int, columns: int, key: int) -> _native.PackedMatrix:
+    """Any quants, and scales that make weights of about 1 / 8; numbers up to 2 for F32."""
     block, size, scales = BLOCKS[kind]
     if kind == 0:
-        raw = (random.integers(-128, 128, (rows, columns)) / 64).astype(np.float32).view(np.uint8)
-    else:
-        raw = random.integers(0, 256, (rows, columns // block, size), np.uint8)
-        for i in range(scales):
-            low = 0x1000 if kind == 8 else 0x1800  # float16 of 2^-11 and 2^-9: Q8_0's quants are larger
-            codes = random.integers(low, low + 0x400, raw.shape[:2])
-            raw[:, :, 2 * i : 2 * i + 2] = codes.astype("<u2")[:, :, None].view(np.uint8)
-    return _native.PackedMatrix.pack(kind, np.ascontiguousarray(raw).reshape(-1), rows, columns)
+        numbers = noise(rows * columns, key).astype(np.int64) % 256 - 128
+        return _native.PackedMatrix.pack(0, (numbers / 64).astype(np.float32).view(np.uint8), rows, columns)
+    blocks = rows * columns // block
+    raw = (noise(blocks * size, key) % np.uint64(256)).astype(np.uint8).reshape(blocks, size)
+    low = 0x1000 if kind == 8 else 0x1800  # float16 of 2^-11 and 2^-9: Q8_0's quants are larger
+    codes = low + noise(blocks * scales, key + 100).astype(np.int64) % 0x400
+    raw[:, : 2 * scales] = codes.astype("<u2").view(np.uint8).reshape(blocks, 2 * scales)
+    return _native.PackedMatrix.pack(kind, raw.reshape(-1), rows, columns)
 
 
 def digest() -> str:
     """SHA-256 of the logits of a fixed text, prefilled and decoded, with both KV types."""
-    random = np.random.default_rng(0)
-    matrices = {name: random_matrix(*shape, random) for name, shape in MATRICES.items()}
-    norm: Float32 = (random.integers(64, 256, WIDTH) / 128).astype(np.float32)
+    matrices = {name: random_matrix(*shape, key) for key, (name, shape) in enumerate(MATRICES.items())}
+    norm: Float32 = (0.5 + noise(WIDTH, 99).astype(np.float64) / 2**32).astype(np.float32)
     norm[5] = 20  # a channel that is kept out of the int8 groups
     total = hashlib.sha256()
     kv_types: tuple[KvType, ...] = ("int8", "f16")
