@@ -49,11 +49,16 @@ std::vector<int32_t> choose_outliers(const float* x, int64_t rows, int64_t width
   return chosen;
 }
 
-std::vector<float> columns_of(const PackedMatrix& m, const std::vector<int32_t>& columns) {
-  std::vector<float> out((size_t)(m.panels * kPanelRows) * columns.size(), 0.0f);
-  for (int64_t row = 0; row < m.rows; ++row)
-    for (size_t i = 0; i < columns.size(); ++i)
-      out[((size_t)(row / kPanelRows) * columns.size() + i) * kPanelRows + (size_t)(row % kPanelRows)] = packed_element(m, row, columns[i]);
+// The weights of `columns`: [panels][columns][16 rows], rows past the last one 0.
+std::vector<float> columns_of(ThreadPool& pool, const PackedMatrix& m, const std::vector<int32_t>& columns) {
+  const size_t n = columns.size();
+  std::vector<float> out((size_t)(m.panels * kPanelRows) * n, 0.0f);
+  if (n == 0) return out;
+  pool.run(m.panels, 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin * kPanelRows; row < std::min(end * kPanelRows, m.rows); ++row)
+      for (size_t i = 0; i < n; ++i)
+        out[((size_t)(row / kPanelRows) * n + i) * kPanelRows + (size_t)(row % kPanelRows)] = packed_element(m, row, columns[i]);
+  });
   return out;
 }
 
@@ -69,11 +74,11 @@ void Program::calibrate(const BatchView& batch, int most) {
       norm->outliers = choose_outliers(normed.data(), rows, width, most);
     } else if (LinearStep* linear = std::get_if<LinearStep>(&step); linear && linear->x_quantised >= 0) {
       const std::vector<int32_t>& columns = quantised_[(size_t)linear->x_quantised].outliers;
-      for (LinearPart& part : linear->parts) part.outlier_weights = columns_of(*part.weight, columns);
+      for (LinearPart& part : linear->parts) part.outlier_weights = columns_of(pool_, *part.weight, columns);
     } else if (GatedLinearStep* gated = std::get_if<GatedLinearStep>(&step)) {
       const std::vector<int32_t>& columns = quantised_[(size_t)gated->x_quantised].outliers;
-      gated->gate_outlier_weights = columns_of(*gated->gate, columns);
-      gated->up_outlier_weights = columns_of(*gated->up, columns);
+      gated->gate_outlier_weights = columns_of(pool_, *gated->gate, columns);
+      gated->up_outlier_weights = columns_of(pool_, *gated->up, columns);
     }
   });
 }

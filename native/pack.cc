@@ -167,6 +167,16 @@ void read_quants(const Layout& layout, const uint8_t* block, int row, uint8_t* o
     }
 }
 
+// One quant: column k (0..31) of one row of a block.
+int read_quant(const Layout& layout, const uint8_t* block, int row, int k) {
+  const int step = k / 4, byte = 4 * row + k % 4;
+  if (layout.bits == 8) return block[64 * step + byte];
+  const uint8_t* nibbles = block + (layout.bits == 5 ? kMaskBytes : 0);
+  const uint8_t both = nibbles[64 * (step % 4) + byte];
+  const int low = step < 4 ? both & 15 : both >> 4;
+  return layout.bits == 4 ? low : low | static_cast<int>(load64(block + 8 * step) >> byte & 1) << 4;
+}
+
 // Exact whether or not the compiler contracts a * b + c: with a minimum, scale (<= 17 bits) times quant
 // (<= 5 bits) has no rounding, so there is only that of the sum; without one there is no sum.
 void unpack_quantised_row(const PackedMatrix& m, const uint8_t* panel, int row, float* out) {
@@ -378,10 +388,10 @@ float packed_element(const PackedMatrix& m, int64_t row, int64_t column) {
     if (layout.kind == Kind::f16) return half_to_float(load16(element));
     return std::bit_cast<float>(static_cast<uint32_t>(load16(element)) << 16);
   }
-  std::array<uint8_t, kBlockColumns> quants;
-  read_quants(layout, panel + m.scale_section + column / kBlockColumns * layout.quant_block_bytes(), in_panel, quants.data());
+  const int quant = read_quant(layout, panel + m.scale_section + column / kBlockColumns * layout.quant_block_bytes(),
+                               in_panel, static_cast<int>(column % kBlockColumns));
   const auto [scale, minimum] = read_scale(layout, panel, in_panel, column / layout.group * layout.group);
-  const float value = scale * static_cast<float>(quants[static_cast<size_t>(column % kBlockColumns)] - layout.offset);
+  const float value = scale * static_cast<float>(quant - layout.offset);
   return layout.has_min ? value + minimum : value;
 }
 

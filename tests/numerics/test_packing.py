@@ -88,6 +88,19 @@ def test_all_readers_agree(kind: int, units: int) -> None:
         assert_same_bits(matrix.unpack(0, rows), want)
 
 
+@type_ids
+def test_single_elements_are_those_of_the_rows(kind: int) -> None:
+    rows, columns = 17, 2 * unit_columns(kind)
+    raw = random_tensor(kind, rows, columns, seed=7)
+    matrix = native.PackedMatrix.pack(kind, raw, rows, columns)
+    want = outside_values(kind, raw, rows, columns)
+    got = [[matrix.element(row, column) for column in range(columns)] for row in range(rows)]
+    assert_same_bits(np.array(got, np.float32), want)
+    for row, column in ((rows, 0), (-1, 0), (0, columns), (0, -1)):
+        with pytest.raises(ValueError, match="element"):
+            matrix.element(row, column)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(sorted(LAYOUTS)),
