@@ -241,10 +241,6 @@ def test_one_more_token_at_a_boundary(kv_type: KvType, length: int, opened: Open
             assert_same_bits(row[None], want[1:])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="NativeInterpreter._calibrate shortens its text to batch_tokens, and then chooses others",
-)
 def test_the_choice_of_outliers_depends_on_the_weights_alone(tmp_path: Path) -> None:
     """Not on how large a step may be: an engine with small steps has the bits of one with large steps."""
     for model in (BY_NAME["llama-q4_1"], BY_NAME["qwen2-q5_0"], BY_NAME["gemma3-q4_0"]):

@@ -35,6 +35,7 @@ NONE = -1  # the core's "no buffer"
 VECTOR_WIDTH = 16  # the kernels' lanes: row widths are multiples of it
 GROUP_COLUMNS = 32  # activations share a scale per group; a quantised row is a multiple of it
 MOST_HEAD_SIZE = 512  # attention's scratch per thread
+MOST_GROUP = 32  # query heads to a kv head: the rows of one unit of attention (kUnitRows)
 
 _NO_BIAS = np.zeros(0, np.float32)
 
@@ -297,6 +298,10 @@ class Lowering:
         if op.head_size % VECTOR_WIDTH or op.head_size > MOST_HEAD_SIZE:
             raise ModelFormatError(
                 f"heads of {op.head_size} numbers; allowed: multiples of {VECTOR_WIDTH} up to {MOST_HEAD_SIZE}"
+            )
+        if op.heads // op.kv_heads > MOST_GROUP:
+            raise ModelFormatError(
+                f"{op.heads} heads share {op.kv_heads} kv heads; allowed: up to {MOST_GROUP} to each"
             )
         as_floats, as_int8 = self._wants(op.out)
         fused = as_int8 and not as_floats and op.head_size % GROUP_COLUMNS == 0

@@ -17,6 +17,7 @@ KvType = Literal["int8", "f16"]
 
 OUTLIERS = 4  # columns per norm kept in float32 at most (docs/decisions/0002 has the measurements for 0, 1, 2 and 4)
 CALIBRATION_TOKENS = 32  # of fixed ids: two KV blocks, 15 to 40 ms at load
+CALIBRATION_BLOCKS = CALIBRATION_TOKENS // BLOCK_TOKENS
 
 
 class NativeInterpreter:
@@ -41,7 +42,7 @@ class NativeInterpreter:
     ) -> None:
         shapes = [(layer.kv_heads, layer.head_size) for layer in program.kv_layers]
         try:
-            self._cache = _native.KvCache(kv_type == "int8", shapes, num_blocks)
+            self._cache = _native.KvCache(kv_type == "int8", shapes, max(num_blocks, CALIBRATION_BLOCKS))
         except MemoryError as error:
             raise CapacityError(
                 f"{num_blocks} KV blocks could not be reserved", hint="lower the KV memory cap"
@@ -52,8 +53,9 @@ class NativeInterpreter:
         self.context_tokens = program.context_tokens
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
         self._vocabulary = program.vocabulary
+        self._num_blocks = num_blocks
         self._program = _native.Program(
-            pool, self._cache, batch_tokens, program.vocabulary, program.context_tokens
+            pool, self._cache, max(batch_tokens, CALIBRATION_TOKENS), program.vocabulary, program.context_tokens
         )
         Lowering(program, matrices, vectors, self._program).run()
         if outliers:
@@ -62,11 +64,10 @@ class NativeInterpreter:
     def _calibrate(self, outliers: int) -> None:
         """Let the core choose outlier columns from a run over fixed token ids, spread over the vocabulary.
 
-        It writes KV blocks 0 and 1, which nobody owns yet.
+        It writes KV blocks 0 and 1, which nobody owns yet. Nothing that the caller may choose (step size, KV
+        memory) changes the run, or the choice would depend on it, and with the choice every answer's bits.
         """
-        tokens = min(CALIBRATION_TOKENS, self.batch_tokens, self.context_tokens, self.num_blocks * BLOCK_TOKENS)
-        if tokens < 1:
-            return
+        tokens = min(CALIBRATION_TOKENS, self.context_tokens)
         # Multiples of an odd constant (2^32 / golden ratio) modulo the vocabulary: spread, and always the same.
         ids = (np.arange(1, tokens + 1, dtype=np.int64) * 2654435769 % self._vocabulary).astype(np.int32)
         self._program.calibrate(
@@ -87,7 +88,7 @@ class NativeInterpreter:
     @property
     def num_blocks(self) -> int:
         """KV blocks, numbered from 0."""
-        return int(self._cache.blocks)
+        return self._num_blocks
 
     @property
     def block_bytes(self) -> int:
@@ -99,6 +100,8 @@ class NativeInterpreter:
 
         Raises EngineError for a batch that contradicts itself or is larger than `batch_tokens`.
         """
+        if batch.tokens > self.batch_tokens:
+            raise EngineError(f"a step of {batch.tokens} tokens; allowed: up to {self.batch_tokens}")
         arrays = (
             batch.token_ids,
             batch.positions,
