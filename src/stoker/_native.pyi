@@ -1,6 +1,6 @@
 """The C++ core as Python sees it; native/bindings.cc and native/bind_sample.cc define it.
 
-Everything raises ValueError for arguments that do not fit together. Buffers are named by the integers that the
+Everything raises ValueError for arguments that do not fit. Buffers are named by the integers that the
 functions which make them return.
 """
 
@@ -94,7 +94,7 @@ class Program:
         block_tables: _Int32,
         logit_rows: _Int32,
     ) -> _Float32:
-        """Logits [R, vocabulary], valid until the next run. ValueError for a batch that contradicts itself."""
+        """Logits [R, vocabulary], valid until the next run. ValueError for a contradictory batch."""
 
     def float_buffer(self, width: int, selected: bool) -> int: ...
     def quantised_buffer(self, columns: int, selected: bool) -> int: ...

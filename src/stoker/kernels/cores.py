@@ -31,5 +31,5 @@ def _siblings(path: Path, cpu: int) -> str:
 def _quota_cores(path: Path) -> int:
     if not path.is_file():
         return 1 << 30
-    share, period = (path.read_text(encoding="ascii").split() + ["max", "1"])[:2]
+    share, period = [*path.read_text(encoding="ascii").split(), "max", "1"][:2]
     return 1 << 30 if share == "max" else max(1, math.ceil(int(share) / int(period)))

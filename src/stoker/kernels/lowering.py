@@ -65,7 +65,9 @@ class Lowering:
         self._floats: dict[str, int] = {}  # activation -> float buffer
         self._quantised: dict[str, int] = {}  # activation -> quantised buffer
         self._widths: dict[str, int] = {}
-        self._free: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)  # (quantised, width, selected)
+        self._free: dict[tuple[bool, int, bool], list[int]] = defaultdict(
+            list
+        )  # (quantised, width, selected)
         self._ropes: dict[tuple[Any, ...], int] = {}
         self._selected = False
 
@@ -181,7 +183,7 @@ class Lowering:
         self._quantise_if_wanted(op.out)
 
     def _residual_of(self, name: str) -> tuple[int, Add, str] | None:
-        """(index, op, other input) of the Add that alone reads `name`, if its other input can be overwritten."""
+        """(index, op, other input) of the Add that alone reads `name`, if the other can be overwritten."""
         readers = self._readers[name]
         if len(readers) != 1 or not isinstance(add := self._ops[readers[0]], Add) or add.a == add.b:
             return None
@@ -233,7 +235,7 @@ class Lowering:
         return other is first or self._gate_of(other) is None
 
     def _gate_of(self, op: Linear) -> GatedActivation | None:
-        """The gated activation that alone reads this linear layer and can be computed with it, if there is one."""
+        """The gated activation that alone reads this layer and can be computed with it, or none."""
         readers = self._readers[op.out]
         if len(readers) != 1 or not isinstance(gated := self._ops[readers[0]], GatedActivation):
             return None
@@ -264,7 +266,9 @@ class Lowering:
             up=self._matrices[up.weight],
             gelu=gated.activation == "gelu_tanh",
         )
-        self._done.update(i for i, other in enumerate(self._ops) if other is gate or other is up or other is gated)
+        self._done.update(
+            i for i, other in enumerate(self._ops) if other is gate or other is up or other is gated
+        )
 
     def _gated(self, op: GatedActivation, index: int) -> None:
         gate, up = self._floats[op.gate], self._floats[op.up]
@@ -297,7 +301,7 @@ class Lowering:
         width = op.heads * op.head_size
         if op.head_size % VECTOR_WIDTH or op.head_size > MOST_HEAD_SIZE:
             raise ModelFormatError(
-                f"heads of {op.head_size} numbers; allowed: multiples of {VECTOR_WIDTH} up to {MOST_HEAD_SIZE}"
+                f"heads of {op.head_size}; allowed: multiples of {VECTOR_WIDTH} up to {MOST_HEAD_SIZE}"
             )
         if op.heads // op.kv_heads > MOST_GROUP:
             raise ModelFormatError(

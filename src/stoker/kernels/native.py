@@ -15,7 +15,9 @@ from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Program
 
 KvType = Literal["int8", "f16"]
 
-OUTLIERS = 4  # columns per norm kept in float32 at most (docs/decisions/0002 has the measurements for 0, 1, 2 and 4)
+OUTLIERS = (
+    4  # columns per norm kept in float32 at most (docs/decisions/0002 has the measurements for 0, 1, 2 and 4)
+)
 CALIBRATION_TOKENS = 32  # of fixed ids: two KV blocks, 15 to 40 ms at load
 CALIBRATION_BLOCKS = CALIBRATION_TOKENS // BLOCK_TOKENS
 
@@ -24,7 +26,7 @@ class NativeInterpreter:
     """Runs one Program in the C++ core. Not for concurrent use: one `run` at a time.
 
     matrices: weights of Embed and Linear, packed; vectors: norm weights, biases, rope factors, float32.
-    outliers: columns of each normed input kept in float32 at most (see `native/calibrate.cc`); 0 turns it off.
+    outliers: columns of each normed input kept in float32 at most (`native/calibrate.cc`); 0 turns it off.
     num_blocks: KV blocks; their memory is touched only when written. batch_tokens: most tokens of a step.
     """
 
@@ -55,7 +57,11 @@ class NativeInterpreter:
         self._vocabulary = program.vocabulary
         self._num_blocks = num_blocks
         self._program = _native.Program(
-            pool, self._cache, max(batch_tokens, CALIBRATION_TOKENS), program.vocabulary, program.context_tokens
+            pool,
+            self._cache,
+            max(batch_tokens, CALIBRATION_TOKENS),
+            program.vocabulary,
+            program.context_tokens,
         )
         Lowering(program, matrices, vectors, self._program).run()
         if outliers:
@@ -68,7 +74,7 @@ class NativeInterpreter:
         memory) changes the run, or the choice would depend on it, and with the choice every answer's bits.
         """
         tokens = min(CALIBRATION_TOKENS, self.context_tokens)
-        # Multiples of an odd constant (2^32 / golden ratio) modulo the vocabulary: spread, and always the same.
+        # Multiples of an odd constant (2^32 / golden ratio) modulo the vocabulary: spread, always the same.
         ids = (np.arange(1, tokens + 1, dtype=np.int64) * 2654435769 % self._vocabulary).astype(np.int32)
         self._program.calibrate(
             ids,
@@ -126,7 +132,7 @@ class NativeInterpreter:
             return self._program.run(*map(np.ascontiguousarray, arrays))
 
     def copy_block(self, source: int, destination: int) -> None:
-        """Copy every layer's keys and values from one block to another. Raises EngineError for no such block."""
+        """Copy every layer's keys and values between blocks. Raises EngineError for no such block."""
         try:
             self._cache.copy_block(source, destination)
         except ValueError as error:
