@@ -80,7 +80,8 @@ class SamplingParams:
             _check_int("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
             if self.min_tokens > self.max_tokens:
                 raise RequestError(
-                    f"min_tokens is {self.min_tokens}; allowed: at most max_tokens, {self.max_tokens}"
+                    f"min_tokens is {self.min_tokens}; "
+                    f"allowed: at most max_tokens, which is {self.max_tokens}"
                 )
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
