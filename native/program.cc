@@ -206,21 +206,44 @@ struct StepRunner {
     task.q = p.floats(s.q), task.out = p.floats(s.out), task.out_quantised = p.rewritten(s.out_quantised, {}, rows);
     task.q_int8 = p.q_int8_.data(), task.q_scale = p.q_scale_.data(), task.q_sum = p.q_sum_.data();
     const float *keys = p.floats(s.k), *values = p.floats(s.v);
-    over_rows(4, [&](int64_t b, int64_t e) {
-      int64_t sequence = std::upper_bound(batch.query_start, batch.query_start + batch.sequences + 1, (int32_t)b) - batch.query_start - 1;
-      for (int64_t t = b; t < e; ++t) {
-        while (t >= batch.query_start[sequence + 1]) ++sequence;
-        k().store_keys(task, keys, values, t, sequence);
-      }
-      k().prepare_queries(task, b, e);
-    });
     const Program::UnitPlan& plan = p.plan_units(batch, s);
-    if (plan.split) attend_splits(task, plan);
-    else attend_owners(task, plan);
+    if (batch.tokens == batch.sequences && batch.sequences >= 4 * pool().threads() && !plan.split) {
+      decode_sequences(task, plan, keys, values);
+    } else {
+      over_rows(4, [&](int64_t b, int64_t e) {
+        int64_t sequence = std::upper_bound(batch.query_start, batch.query_start + batch.sequences + 1, (int32_t)b) - batch.query_start - 1;
+        for (int64_t t = b; t < e; ++t) {
+          while (t >= batch.query_start[sequence + 1]) ++sequence;
+          k().store_keys(task, keys, values, t, sequence);
+        }
+        k().prepare_queries(task, b, e);
+      });
+      if (plan.split) attend_splits(task, plan);
+      else attend_owners(task, plan);
+    }
     if (s.out >= 0) last_out = s.out;
   }
 
   int64_t partial_floats(const AttentionTask& task) { return (int64_t)kUnitRows * (task.head_size + 2); }
+
+  // One token of each of many sequences: a thread stores a sequence's key and value and attends to it at once,
+  // while the lines it wrote are in its cache. Owners are ordered by sequence, then kv head.
+  void decode_sequences(const AttentionTask& task, const Program::UnitPlan& plan, const float* keys, const float* values) {
+    const int64_t size = partial_floats(task), per_sequence = task.kv_heads, sequences = batch.sequences;
+    reserve_partials(size * pool().threads());
+    pool().run(sequences, std::clamp<int64_t>(sequences / (pool().threads() * 6), 1, 8), [&](int64_t b, int64_t e, int thread) {
+      float* mine = p.partials_.data() + size * thread;
+      for (int64_t s = b; s < e; ++s) {
+        k().store_keys(task, keys, values, s, s);
+        k().prepare_queries(task, s, s + 1);
+        for (int64_t i = s * per_sequence; i < (s + 1) * per_sequence; ++i) {
+          const AttentionUnit* next = i + 1 < e * per_sequence ? &plan.owners[(size_t)i + 1] : nullptr;
+          k().attend(task, plan.owners[(size_t)i], next, mine, p.scratch_[(size_t)thread]);
+          k().finish(task, plan.owners[(size_t)i], mine, 0, 1);
+        }
+      }
+    });
+  }
 
   void attend_owners(const AttentionTask& task, const Program::UnitPlan& plan) {
     const int64_t size = partial_floats(task);

@@ -119,7 +119,9 @@ inline float round_head(float* x, int head_size, int8_t* out, int32_t* sum) {
   hadamard(x, head_size);
   F32 most = zero_f32();
   for (int d = 0; d < head_size; d += 16) most = vmax(most, vabs(load(x + d)));
-  const float top = reduce_max(most);
+  // The scale stays finite whatever the numbers are: an infinite one would turn a hidden slot's 0 into NaN for
+  // the next sequence that owns the block.
+  const float largest = reduce_max(most), top = largest < 3e38f ? largest : 3e38f;
   const bool zero = !(top > 1e-35f);
   const F32 inverse = set1(zero ? 0.0f : 127.0f / top);
   I32 total = zero_i32();
