@@ -1,6 +1,6 @@
 """`make bench`: Stoker beside llama.cpp on this machine, in one run, workload by workload in turns.
 
-Writes bench/results/DATE-HOST.json, and from it docs/benchmarks.md, docs/benchmarks.svg and README's table.
+Writes bench/results/DATE-CPU-THREADS.json, and from it docs/benchmarks.md, docs/benchmarks.svg, README's table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
+import re
 import statistics
 import sys
 from contextlib import ExitStack
@@ -54,7 +54,8 @@ def main() -> None:
     if options.scratch:
         print(json.dumps(results, indent=2))
         return
-    path = ROOT / "bench" / "results" / f"{results['date']}-{platform.node().split('.')[0] or 'host'}.json"
+    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    path = ROOT / "bench" / "results" / f"{results['date']}-{cpu}-{options.threads}-threads.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(write_report(results, ROOT))
