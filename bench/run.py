@@ -1,6 +1,6 @@
 """`make bench`: Stoker beside llama.cpp on this machine, in one run, workload by workload in turns.
 
-Writes bench/results/DATE-CPU-THREADS.json, and from it docs/benchmarks.md, docs/benchmarks.svg, README's table.
+Writes bench/results/DATE-CPU-THREADS.json, and from it docs/benchmarks.md, docs/benchmarks.svg, README.
 """
 
 from __future__ import annotations

@@ -26,10 +26,17 @@ constexpr int kSpinsBeforeYield = 4000;
 ThreadPool::ThreadPool(int threads) {
   if (threads < 1 || threads > 256)
     throw std::invalid_argument("threads is " + std::to_string(threads) + "; allowed are 1 to 256");
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work_loop(i); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work_loop(i); });
+  } catch (...) {  // the system refused a thread: those that run must end before the vector goes
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   ticket_.fetch_add((uint64_t)1 << 40);
   ticket_.notify_all();

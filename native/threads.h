@@ -10,7 +10,8 @@ namespace stoker {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // throws std::invalid_argument unless 1 <= threads <= 256
+  // Throws std::invalid_argument unless 1 <= threads <= 256, std::system_error when the system has none left.
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -38,6 +39,7 @@ class ThreadPool {
   // ticket_ = job number (24 bits) | next chunk (20) | chunks (20). Taking a chunk is one compare-exchange that
   // fails once the job is over, so a worker that wakes late never touches a finished job, and nobody waits for it.
   static constexpr int64_t kMostChunks = (1 << 20) - 1;
+  void stop();
   void publish(int64_t chunks);
   bool take_chunk(int thread);
   void work_loop(int thread);
