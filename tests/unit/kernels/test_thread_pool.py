@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stoker import _native
 
 # Only an unprivileged user is held to RLIMIT_NPROC, so the child gives up root first.
@@ -30,7 +31,7 @@ def test_how_many_threads_are_allowed_is_said(threads: int) -> None:
         _native.ThreadPool(threads)
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to become another user")
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become another user")
 def test_a_system_without_threads_left_is_an_error_not_a_crash() -> None:
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
