@@ -19,7 +19,7 @@ import numpy as np
 
 from stoker.api.errors import EngineError, RequestError
 from stoker.api.events import DoneEvent, Event, TokensEvent
-from stoker.api.request import SEEDS, Message, Prompt, Request, SamplingParams
+from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Message, Prompt, Request, SamplingParams, check_int
 from stoker.engine.completion import (
     Choice,
     Completion,
@@ -112,17 +112,17 @@ class LLM:
 
         Leaving the generator early (`close`, or losing it) aborts the request. Raises like `generate`.
         """
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], (Message, Mapping)):
-            form: Prompt = _as_messages(prompt)  # type: ignore[arg-type]  # told apart by its first element
-        else:
-            form = _one_prompt(prompt)  # type: ignore[arg-type]
-        request = self._new_request(form, sampling or SamplingParams())
+        request = self._new_request(_as_prompt(prompt), _one_for_each(sampling, 1)[0])
         events = self._events(request, self._engine.encode(request))
         next(events)  # opens the request; from here on closing or losing the generator aborts it
         return events
 
     def score(self, prompts: PromptLike | Sequence[PromptLike], top_k: int = 0) -> list[PromptScore]:
-        """Log-probability of every token of each prompt after the first, and the `top_k` likeliest there."""
+        """Log-probability of every token of each prompt after the first, and the `top_k` likeliest there.
+
+        top_k: 0 to 128. Raises `RequestError`; `EngineError` if the model fails or its logits are not finite.
+        """
+        check_int("top_k", top_k, 0, MAX_TOP_LOGPROBS)
         listed = [self._engine.encode(Request("", prompt)) for prompt in _as_prompts(prompts)]
         for token_ids in listed:
             if not token_ids:
@@ -145,12 +145,17 @@ class LLM:
         """Token ids of a text; with the model's begin token, where it uses one, if `add_special`.
 
         `parse_special` reads the names of control tokens as those tokens; else they are text like any other.
+        Raises `RequestError` for what is no text.
         """
+        if not isinstance(text, str):
+            raise RequestError(f"text is {text!r:.80}; allowed: a string")
         return self._engine.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of token ids; control tokens are left out if `skip_special`."""
-        return self._engine.tokenizer.decode(token_ids, skip_special=skip_special)
+        """Text of token ids; control tokens are left out if `skip_special`. Raises `RequestError`."""
+        if not isinstance(token_ids, Iterable) or isinstance(token_ids, (str, bytes)):
+            raise RequestError(f"token_ids is {token_ids!r:.80}; allowed: a list of token ids")
+        return self._engine.tokenizer.decode(_as_ids(list(token_ids)), skip_special=skip_special)
 
     @property
     def name(self) -> str:
@@ -297,27 +302,35 @@ def _as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[str | tuple[
     return [item if isinstance(item, str) else _as_ids(item) for item in prompts]
 
 
-def _one_prompt(prompt: PromptLike) -> str | tuple[int, ...]:
-    return prompt if isinstance(prompt, str) else _as_ids(prompt)
+def _as_prompt(prompt: PromptLike | Sequence[MessageLike]) -> Prompt:
+    """Text, token ids or messages: a list is told apart by its first element."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Sequence) and len(prompt) and isinstance(prompt[0], (Message, Mapping)):
+        return _as_messages(prompt)
+    return _as_ids(prompt)
 
 
 def _as_ids(items: Any) -> tuple[int, ...]:
-    if not isinstance(items, (Sequence, np.ndarray)) or isinstance(items, (str, bytes)):
-        raise RequestError(f"a prompt is {items!r}; allowed: text or a list of token ids")
+    is_list = isinstance(items, Sequence) and not isinstance(items, (str, bytes))
+    if not is_list and not (isinstance(items, np.ndarray) and items.ndim == 1):
+        raise RequestError(f"a prompt is {items!r:.80}; allowed: text or a list of token ids")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
-            raise RequestError(f"a prompt of token ids has {item!r}; allowed: whole numbers")
+            raise RequestError(f"a list of token ids has {item!r:.80}; allowed: whole numbers")
     return tuple(int(item) for item in items)
 
 
-def _as_messages(messages: Sequence[MessageLike]) -> tuple[Message, ...]:
+def _as_messages(messages: Any) -> tuple[Message, ...]:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise RequestError(f"messages is {messages!r:.80}; allowed: a list of messages with role and content")
     if not len(messages):
         raise RequestError("messages is empty; allowed: at least one message")
     made = []
     for message in messages:
         if not isinstance(message, Message):
             if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-                raise RequestError(f"a message is {message!r}; allowed: a mapping with role and content")
+                raise RequestError(f"a message is {message!r:.80}; allowed: a mapping with role and content")
             message = Message(message["role"], message["content"])
         made.append(message)
     return tuple(made)
@@ -328,6 +341,13 @@ def _one_for_each(
 ) -> Sequence[SamplingParams]:
     if sampling is None or isinstance(sampling, SamplingParams):
         return [sampling or SamplingParams()] * prompts
+    if not isinstance(sampling, Sequence):
+        raise RequestError(
+            f"sampling is {sampling!r:.80}; allowed: SamplingParams, or a list with one for each"
+        )
+    for params in sampling:
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling has {params!r:.80}; allowed: SamplingParams")
     if len(sampling) != prompts:
         raise RequestError(
             f"{len(sampling)} sampling params for {prompts} prompts; allowed: one, or one for each"

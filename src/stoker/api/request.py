@@ -7,7 +7,7 @@ need not check it again, except against things known only later (vocabulary size
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ _OPEN_LEFT_RANGES: tuple[tuple[str, float, float], ...] = (
 class SamplingParams:
     """How tokens are chosen and when to stop. Raises `RequestError` for a value outside its range.
 
+    None for `stop`, `stop_token_ids` or `logit_bias` means none of them, as in other libraries.
     They apply in the order: logit bias, penalties, temperature, top_k, typical_p, top_p, min_p.
     The same params, seed and prompt give the same tokens, whatever else the machine is doing.
     """
@@ -60,9 +61,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _set = object.__setattr__  # frozen: the one moment where spelling variants are brought to one form
-        _set(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        _set(self, "stop_token_ids", tuple(self.stop_token_ids))
-        _set(self, "logit_bias", dict(self.logit_bias))
+        _set(
+            self,
+            "stop",
+            (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop, "strings"),
+        )
+        _set(self, "stop_token_ids", _as_tuple("stop_token_ids", self.stop_token_ids, "token ids"))
+        _set(self, "logit_bias", _as_dict("logit_bias", self.logit_bias))
         if self.top_k == -1:
             _set(self, "top_k", 0)
         self._check_numbers()
@@ -73,22 +78,22 @@ class SamplingParams:
             _check_float(name, getattr(self, name), low, high, open_left=False)
         for name, low, high in _OPEN_LEFT_RANGES:
             _check_float(name, getattr(self, name), low, high, open_left=True)
-        _check_int("top_k", self.top_k, 0, (1 << 31) - 1, note="0 keeps all")
-        _check_int("min_tokens", self.min_tokens, 0, (1 << 31) - 1)
-        _check_int("n", self.n, 1, MAX_CHOICES)
+        check_int("top_k", self.top_k, 0, (1 << 31) - 1, note="0 keeps all")
+        check_int("min_tokens", self.min_tokens, 0, (1 << 31) - 1)
+        check_int("n", self.n, 1, MAX_CHOICES)
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
+            check_int("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
             if self.min_tokens > self.max_tokens:
                 raise RequestError(
                     f"min_tokens is {self.min_tokens}; "
                     f"allowed: at most max_tokens, which is {self.max_tokens}"
                 )
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+            check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, SEEDS - 1, note="leave it out to have one drawn")
+            check_int("seed", self.seed, 0, SEEDS - 1, note="leave it out to have one drawn")
         for token_id, bias in self.logit_bias.items():
-            _check_int("logit_bias token id", token_id, 0, (1 << 31) - 1)
+            check_int("logit_bias token id", token_id, 0, (1 << 31) - 1)
             _check_float(f"logit_bias[{token_id}]", bias, -math.inf, 100.0, open_left=False)
 
     def _check_stops(self) -> None:
@@ -98,7 +103,7 @@ class SamplingParams:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"stop has {text!r}; allowed: non-empty strings")
         for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
+            check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,12 @@ class Request:
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, (str, tuple)):
+            raise RequestError(f"prompt is {self.prompt!r:.80}; allowed: text, token ids or messages")
+        if not isinstance(self.sampling, SamplingParams):
+            raise RequestError(f"sampling is {self.sampling!r:.80}; allowed: SamplingParams")
+
     @property
     def kind(self) -> Literal["text", "tokens", "chat"]:
         """Which of the three forms `prompt` has; an empty tuple counts as tokens."""
@@ -138,7 +149,24 @@ class Request:
         return "tokens"
 
 
-def _check_int(name: str, value: Any, low: int, high: int, *, note: str = "") -> None:
+def _as_tuple(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise RequestError(f"{name} is {value!r:.80}; allowed: a list of {what}")
+    return tuple(value)
+
+
+def _as_dict(name: str, value: Any) -> dict[Any, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} is {value!r:.80}; allowed: a mapping from token id to a number")
+    return dict(value)
+
+
+def check_int(name: str, value: Any, low: int, high: int, *, note: str = "") -> None:
+    """Raise `RequestError` unless `value` is a whole number (no bool) from `low` to `high`, both included."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         extra = f" ({note})" if note else ""
         raise RequestError(f"{name} is {value!r}; allowed: a whole number from {low} to {high}{extra}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from stoker.api.errors import EngineError
 from stoker.api.events import DoneEvent, Event, FinishReason, TokensEvent
 from stoker.engine.text import ScoresEvent
 
@@ -138,7 +140,10 @@ def piece_of(event: Event) -> Piece:
 
 
 def prompt_score_of(token_ids: list[int], parts: list[ScoresEvent]) -> PromptScore:
-    """The score of a prompt from its parts, in order; none for a single token, which comes after nothing."""
+    """The score of a prompt from its parts, in order; none for a single token, which comes after nothing.
+
+    Raises `EngineError` where a log-probability is not finite: the model failed, and the number says nothing.
+    """
     logprobs: list[float] = []
     top: list[Top] = []
     for part in parts:
@@ -146,4 +151,10 @@ def prompt_score_of(token_ids: list[int], parts: list[ScoresEvent]) -> PromptSco
         logprobs += scores.logprobs.tolist()
         for ids, values in zip(scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True):
             top.append(tuple(zip(ids, values, strict=True)))
+    for position, logprob in enumerate(logprobs, start=1):
+        if not math.isfinite(logprob):
+            raise EngineError(
+                f"the log-probability of token {token_ids[position]} at position {position} is {logprob}; "
+                "allowed: finite numbers. The model's logits are not finite there"
+            )
     return PromptScore(tuple(token_ids), tuple(logprobs), tuple(top))

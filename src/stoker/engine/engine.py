@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stoker.api.errors import EngineError, PromptTooLongError, RequestError, StokerError
-from stoker.api.request import SEEDS, SamplingParams
+from stoker.api.errors import CapacityError, EngineError, PromptTooLongError, RequestError, StokerError
+from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, SamplingParams, check_int
 from stoker.cache.blocks import BlockPool
 from stoker.engine.plan import StepPlan
 from stoker.engine.runner import Runner, Samples
@@ -88,8 +88,10 @@ class Engine:
     def add_score(self, request_id: str, token_ids: Iterable[int], *, top_k: int = 0) -> None:
         """Queue tokens to be told how likely each was from the second on, and the `top_k` likeliest there.
 
-        Raises like `add`; a single token has nothing to score and is refused.
+        Raises like `add`, also for a top_k that is not 0 to 128; a single token has nothing to score and is
+        refused.
         """
+        check_int("top_k", top_k, 0, MAX_TOP_LOGPROBS)
         ids = self._checked_ids("prompt", token_ids)
         self._must_be_new(request_id)
         if len(ids) < 2:
@@ -109,7 +111,7 @@ class Engine:
         """Advance every sequence the plan picks by its chunk; what became known, in the plan's order.
 
         If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError`
-        is raised from the cause.
+        (`CapacityError` if memory ran out) is raised from the cause.
         """
         plan = self.scheduler.plan()
         if not plan.chunks:
@@ -122,6 +124,11 @@ class Engine:
             self.abort_all()
             if isinstance(cause, StokerError):
                 raise
+            if isinstance(cause, MemoryError):
+                raise CapacityError(
+                    f"not enough memory for step {plan.step} of {plan.tokens} tokens",
+                    hint="lower kv_bytes or batch_tokens, or close other programs",
+                ) from cause
             raise EngineError(f"step {plan.step} of {plan.tokens} tokens failed: {cause}") from cause
         if self._log is not None:
             self._log(plan, result)

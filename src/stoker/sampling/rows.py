@@ -6,6 +6,7 @@ fills in what changed. The record's fields are those of `SampleRecord` in native
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,7 @@ TASK = np.dtype(
     ]
 )
 LEAST_MIN_P = 2.0**-100  # nothing so improbable is ever drawn; keeps the float32 logarithm in range
+_LEAST_FLOAT32 = float(np.finfo(np.float32).min)
 _POSITION_BEGIN = 8  # bytes of a record before its position, and up to its end
 _POSITION_END = 16
 _pack_position = Struct("<q").pack
@@ -104,13 +106,18 @@ def pack_params(params: SamplingParams, seed: int, vocabulary: int) -> PackedPar
         seed=seed,
         record=record,
         bias_ids=np.array(bias_ids, np.int32),
-        bias_values=np.array([params.logit_bias[i] for i in bias_ids], np.float32),
+        bias_values=np.array([_bias(params.logit_bias[i]) for i in bias_ids], np.float32),
         needs_history=needs_history,
         is_plain=not needs_history and not bias_ids,
         head=record[:_POSITION_BEGIN],
         tail=record[_POSITION_END:],
         top_count=params.logprobs or 0,
     )
+
+
+def _bias(value: float) -> float:
+    """Within float32: what is more negative is as good as that; minus infinity bans the token and stays."""
+    return value if value == -math.inf else max(value, _LEAST_FLOAT32)
 
 
 class SampleRow(NamedTuple):

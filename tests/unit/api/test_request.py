@@ -26,6 +26,26 @@ def test_spellings_are_brought_to_one_form() -> None:
     assert hash(params) == hash(SamplingParams(stop=["\n"], stop_token_ids=(1, 2), logit_bias={3: -100.0}))
 
 
+def test_none_means_no_stops_and_no_bias() -> None:
+    params: Any = {"stop": None, "stop_token_ids": None, "logit_bias": None}
+    assert SamplingParams(**params) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stop", 5), ("stop", b"x"), ("stop_token_ids", 5), ("stop_token_ids", "5"), ("logit_bias", [1])],
+)
+def test_what_is_no_list_or_mapping_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field} is .*; allowed: a (list|mapping)"):
+        SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("fields", [{"prompt": None}, {"prompt": [1]}, {"prompt": "a", "sampling": {}}])
+def test_a_request_of_the_wrong_type_is_refused(fields: Any) -> None:
+    with pytest.raises(RequestError, match="; allowed: "):
+        Request("id", **fields)
+
+
 def test_the_callers_mapping_is_copied() -> None:
     bias = {1: 2.0}
     params = SamplingParams(logit_bias=bias)

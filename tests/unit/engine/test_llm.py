@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.fakes import ByteTokenizer, ScriptedInterpreter, text_engine
 
 from stoker import LLM, SamplingParams
-from stoker.api.errors import EngineError, PromptTooLongError, RequestError
+from stoker.api.errors import CapacityError, EngineError, PromptTooLongError, RequestError
 from stoker.engine.interrupt import DeferredInterrupt
+from stoker.kernels.program import Batch, Float32
 
 SHORT = SamplingParams(max_tokens=8, seed=5, ignore_eos=True)
 
@@ -217,6 +220,73 @@ def test_a_failing_model_says_so_and_recovers() -> None:
         list(stream)
     llm.text_engine.engine.check()
     assert llm.generate("hello", SHORT) == whole
+
+
+class _BrokenInterpreter(ScriptedInterpreter):
+    """Its logits are not numbers."""
+
+    def run(self, batch: Batch) -> Float32:
+        logits = super().run(batch)
+        logits[:] = np.nan
+        return logits
+
+
+def test_scores_that_are_not_finite_are_an_error() -> None:
+    llm = LLM(text_engine(_BrokenInterpreter(vocabulary=ByteTokenizer.vocab_size)))
+    with pytest.raises(EngineError, match=r"token 98 at position 1 is (nan|-inf); allowed: finite"):
+        llm.score("abc")
+    assert not llm.text_engine.busy
+
+
+@pytest.mark.parametrize("top_k", [None, -1, 129, 1.5, True, "2"])
+@pytest.mark.parametrize("prompt", ["abc", "a"])
+def test_score_checks_top_k(llm: LLM, prompt: str, top_k: Any) -> None:
+    with pytest.raises(RequestError, match=r"top_k is .*; allowed: a whole number from 0 to 128"):
+        llm.score(prompt, top_k)
+    assert not llm.text_engine.busy
+
+
+WRONG_CALLS: dict[str, Callable[[Any], object]] = {
+    "mapping for sampling": lambda llm: llm.generate("a", {"max_tokens": 3}),
+    "empty mapping for sampling": lambda llm: llm.generate("a", {}),
+    "list of mappings for sampling": lambda llm: llm.generate(["a"], [{}]),
+    "number for sampling": lambda llm: llm.generate("a", 5),
+    "mapping to stream": lambda llm: llm.stream("a", {"max_tokens": 3}),
+    "ragged prompt": lambda llm: llm.generate([[1, [2, 3]]]),
+    "matrix prompt": lambda llm: llm.stream(np.zeros((2, 2), int)),
+    "no messages": lambda llm: llm.chat(None),
+    "number for messages": lambda llm: llm.chat(5),
+    "text for messages": lambda llm: llm.chat("hello"),
+    "no prompt to stream": lambda llm: llm.stream(None),
+    "number to stream": lambda llm: llm.stream(5),
+    "bytes to stream": lambda llm: llm.stream(b"x"),
+    "no text": lambda llm: llm.tokenize(None),
+    "bytes for text": lambda llm: llm.tokenize(b"x"),
+    "text for ids": lambda llm: llm.detokenize("abc"),
+    "list of text for ids": lambda llm: llm.detokenize(["a"]),
+    "fraction for an id": lambda llm: llm.detokenize([1.5]),
+    "none for an id": lambda llm: llm.detokenize([None]),
+    "none for ids": lambda llm: llm.detokenize(None),
+    "number for ids": lambda llm: llm.detokenize(5),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
+def test_what_is_of_the_wrong_type_is_refused(llm: LLM, call: Callable[[Any], object]) -> None:
+    with pytest.raises(RequestError, match="; allowed: "):
+        call(llm)
+    assert not llm.text_engine.busy
+
+
+def test_memory_that_runs_out_in_a_step_is_a_capacity_error() -> None:
+    class Hungry(ScriptedInterpreter):
+        def run(self, batch: Batch) -> Float32:
+            raise MemoryError
+
+    llm = LLM(text_engine(Hungry(vocabulary=ByteTokenizer.vocab_size)))
+    with pytest.raises(CapacityError, match="not enough memory for step 1 of 3 tokens"):
+        llm.generate("abc", SHORT)
+    assert not llm.text_engine.busy
 
 
 def test_close_aborts_what_is_open() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,11 @@ def test_wrong_shapes_and_seeds_are_refused() -> None:
             ReferenceSampler().sample(logits, [SampleRow(packed, 0)])
     with pytest.raises(RequestError, match="seed"):
         pack_params(SamplingParams(), 2**64, 4)
+
+
+@pytest.mark.parametrize("bias", [-1e300, -(10**400)])
+@pytest.mark.filterwarnings("error")
+def test_a_bias_below_float32_is_its_least_number(bias: float) -> None:
+    packed = pack_params(SamplingParams(logit_bias={0: bias, 1: -math.inf}), 0, 3)
+    assert packed.bias_values.tolist() == [np.finfo(np.float32).min, -INF]
+    assert tokens([5.0, 5.0, 0.0], draws=20, logit_bias={0: bias, 1: -math.inf}) == {2}
