@@ -263,10 +263,13 @@ struct StepRunner {
   void attend_splits(const AttentionTask& task, const Program::UnitPlan& plan) {
     const int64_t size = partial_floats(task), count = (int64_t)plan.units.size();
     reserve_partials(size * count);
-    // plan.units is reversed: unit i of the owners' order is at count - 1 - i; its partials lie at i.
-    pool().run(count, 1, [&](int64_t b, int64_t e, int thread) {
-      for (int64_t i = b; i < e; ++i)
-        k().attend(task, plan.units[(size_t)i], nullptr, p.partials_.data() + size * (count - 1 - i), p.scratch_[(size_t)thread]);
+    // plan.units is reversed: unit i of the owners' order is at count - 1 - i; its partials lie at i. A few splits to
+    // a chunk, so that the next one's first keys are fetched while the present one is computed.
+    pool().run(count, std::clamp<int64_t>(count / (pool().threads() * 4), 1, 4), [&](int64_t b, int64_t e, int thread) {
+      for (int64_t i = b; i < e; ++i) {
+        const AttentionUnit* next = i + 1 < e ? &plan.units[(size_t)i + 1] : nullptr;
+        k().attend(task, plan.units[(size_t)i], next, p.partials_.data() + size * (count - 1 - i), p.scratch_[(size_t)thread]);
+      }
     });
     pool().run((int64_t)plan.owners.size(), 1, [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i)

@@ -135,7 +135,8 @@ inline void attend_with(const AttentionTask& task, const AttentionUnit& unit, co
       const uint8_t* heads[4];
       const int blocks = chunk_blocks(task, unit, chunk, heads);
       Ahead ahead;
-      if (chunk + kChunkTokens <= last) chunk_blocks(task, unit, chunk + kChunkTokens, ahead.heads);
+      if (chunk + kChunkTokens <= last && (chunk + kChunkTokens < end || split + 1 < unit.split_end))
+        chunk_blocks(task, unit, chunk + kChunkTokens, ahead.heads);
       else if (next) chunk_blocks(task, *next, first_chunk(task, *next, next->split_begin), ahead.heads);
       Cache::scores(task, rows, heads, blocks, ahead, s);
       chunk_maxima(task, rows, chunk, s);
