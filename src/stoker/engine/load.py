@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stoker.api.errors import RequestError
+from stoker.api.errors import CapacityError, ModelFormatError, RequestError
 from stoker.api.protocols import SeedSource
-from stoker.api.request import Message
+from stoker.api.request import Message, check_int
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import EncodeChat, TextEngine
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Address space, not memory: blocks are backed when they are first written. In int8, 2 GiB hold about 90 000
 # tokens of SmolLM2-135M or 200 000 of Gemma 3 270M, and still leave a small machine its room.
 DEFAULT_KV_BYTES = 2 << 30
+MAX_KV_BYTES = 1 << 47  # what a process on x86-64 can address
+MAX_THREADS = 256  # as the native thread pool has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ class LoadOptions:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
 
     def __post_init__(self) -> None:
-        for name in ("threads", "context_tokens", "kv_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; allowed: at least 1")
+        if self.threads is not None:
+            check_int("threads", self.threads, 1, MAX_THREADS)
+        if self.context_tokens is not None:
+            check_int("context_tokens", self.context_tokens, 1, (1 << 31) - 1)
+        check_int("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
 
@@ -52,19 +55,35 @@ class LoadOptions:
 def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, seeds: SeedSource) -> TextEngine:
     """Load the model that a name or path means (see `stoker.weights.store.resolve`; nothing is downloaded).
 
-    Raises `ModelNotFoundError`, `ModelFormatError`, `CapacityError` if the KV cap holds not one block or the
-    memory cannot be reserved, `RequestError` for an option that the model does not allow.
+    Raises `ModelNotFoundError`, `ModelFormatError` (both name the file), `CapacityError` if the KV cap holds
+    not one block or memory or threads are refused, `RequestError` for an option the model does not allow.
     """
     path = resolve(model)
+    # A name stays as it was given; of a path the last part says enough.
+    name = path.stem if os.sep in os.fspath(model) or Path(model).is_file() else os.fspath(model)
+    try:
+        return _load(path, name, options, seeds)
+    except ModelFormatError as error:
+        if error.message.startswith(str(path)):
+            raise
+        raise ModelFormatError(f"{path}: {error.message}", hint=error.hint) from error
+    except MemoryError as error:
+        raise CapacityError(
+            f"not enough memory to load {path}", hint="close other programs, or take a smaller model"
+        ) from error
+
+
+def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> TextEngine:
     with GGUFFile.open(path) as file:
+        header_digest = file.header_digest()  # before the header's pages are let go
         interpreter = load_native(
             file,
-            threads=options.threads or physical_cores(),
+            threads=options.threads or min(physical_cores(), MAX_THREADS),
             kv_bytes=options.kv_bytes,
             kv_type=options.kv_type,
             batch_tokens=options.scheduler.batch_tokens,
         )
-        tokenizer = load_tokenizer(file.metadata, _identity(file))
+        tokenizer = load_tokenizer(file.metadata, header_digest)
     context_tokens = options.context_tokens or interpreter.context_tokens
     if context_tokens > interpreter.context_tokens:
         raise RequestError(
@@ -76,18 +95,7 @@ def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, see
         native_sampler(interpreter.pool),
         EngineOptions(context_tokens, frozenset(tokenizer.stop_ids), options.scheduler),
     )
-    # A name stays as it was given; of a path the last part says enough.
-    name = path.stem if os.sep in os.fspath(model) or Path(model).is_file() else os.fspath(model)
     return TextEngine(engine, tokenizer, seeds=seeds, name=name, encode_chat=_chat_encoder(tokenizer))
-
-
-def _identity(file: GGUFFile) -> str:
-    """Changes whenever the file does: paths, sizes and times of its parts."""
-    parts = []
-    for path in file.paths:
-        status = path.stat()
-        parts.append(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}")
-    return "\n".join(parts)
 
 
 def _chat_encoder(tokenizer: Tokenizer) -> EncodeChat | None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from stoker import _native
-from stoker.api.errors import ModelFormatError
+from stoker.api.errors import CapacityError, ModelFormatError
 from stoker.kernels.native import KvType, NativeInterpreter, blocks_in
 from stoker.kernels.program import Embed, Float32, Linear, Program
 from stoker.models.registry import program_from_gguf
@@ -26,15 +26,38 @@ def load_native(
     """Build the Program of `file`, pack its weights, reserve KV memory.
 
     kv_bytes caps the KV cache (touched as it fills); batch_tokens the tokens of one step. The file may be
-    closed afterwards. Raises ModelFormatError for what is wrong with the file, naming the tensor.
+    closed afterwards. Raises ModelFormatError for what is wrong with the file, naming the tensor, and
+    CapacityError where the system refuses threads or memory.
     """
     program = program_from_gguf(file.metadata, file.tensors)
-    pool = _native.ThreadPool(threads)
-    matrices, vectors = load_weights(file, program, pool)
-    num_blocks = blocks_in(kv_bytes, program, kv_type)
-    return NativeInterpreter(
-        program, matrices, vectors, pool, kv_type=kv_type, num_blocks=num_blocks, batch_tokens=batch_tokens
-    )
+    pool = _thread_pool(threads)
+    try:
+        matrices, vectors = load_weights(file, program, pool)
+        num_blocks = blocks_in(kv_bytes, program, kv_type)
+        return NativeInterpreter(
+            program,
+            matrices,
+            vectors,
+            pool,
+            kv_type=kv_type,
+            num_blocks=num_blocks,
+            batch_tokens=batch_tokens,
+        )
+    except MemoryError as error:
+        raise CapacityError(
+            f"not enough memory to load {file.path}, whose tensors take {file.size_bytes} bytes",
+            hint="close other programs, or take a smaller model",
+        ) from error
+
+
+def _thread_pool(threads: int) -> _native.ThreadPool:
+    try:
+        return _native.ThreadPool(threads)
+    except (RuntimeError, MemoryError) as error:
+        raise CapacityError(
+            f"{threads} threads could not be started: {error or 'not enough memory'}",
+            hint="ask for fewer threads, or raise this user's limit of processes",
+        ) from error
 
 
 def load_weights(

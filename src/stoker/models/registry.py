@@ -49,7 +49,8 @@ def program_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Shaped]
 def _builder(architecture: object) -> Callable[[ModelConfig], Program]:
     builder = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if builder is None:
+        found = "missing" if architecture is None else repr(architecture)
         raise ModelFormatError(
-            f"general.architecture is {architecture!r}; allowed: {', '.join(sorted(ARCHITECTURES))}"
+            f"general.architecture is {found}; allowed: {', '.join(sorted(ARCHITECTURES))}"
         )
     return builder

@@ -22,6 +22,7 @@ from stoker.tokenizer.table import (
     write_table,
 )
 from stoker.tokenizer.vocabulary import CONTROL, UNKNOWN, read_vocabulary
+from stoker.weights.places import home_folder, own_folder
 
 
 class Tokenizer:
@@ -181,10 +182,9 @@ def build_tokenizer(
     return Tokenizer(table, library_after_chars=library_after_chars)
 
 
-def default_cache_dir() -> Path:
-    """$STOKER_HOME, else ~/.cache/stoker."""
-    home = os.environ.get("STOKER_HOME")
-    return Path(home) if home else Path.home() / ".cache" / "stoker"
+def default_cache_dir() -> Path | None:
+    """Stoker's folder, the same as of models; none where nobody knows where it would be."""
+    return own_folder(os.environ, home_folder())
 
 
 def table_path(cache_key: str | bytes, cache_dir: Path) -> Path:
@@ -202,13 +202,15 @@ def load_tokenizer(
     """The tokenizer of a model file, from the cache where it is there and whole.
 
     ``metadata`` (or a function that gives it) is only read when the tables must be built. ``cache_key``
-    must change whenever the file's tokenizer may have (path, size, time and a digest of the header do);
-    None keeps nothing on disk. A damaged table is built anew; a folder that cannot be written is no error.
+    must change whenever the file's tokenizer may have: `GGUFFile.header_digest` does; None keeps nothing on
+    disk, nor is anything kept where the system names no folder for it. A damaged table is built anew; a
+    folder that cannot be written is no error.
     Raises ModelFormatError.
     """
-    if cache_key is None:
+    folder = default_cache_dir() if cache_dir is None else cache_dir
+    if cache_key is None or folder is None:
         return build_tokenizer(metadata() if callable(metadata) else metadata)
-    path = table_path(cache_key, default_cache_dir() if cache_dir is None else cache_dir)
+    path = table_path(cache_key, folder)
     try:
         return Tokenizer(read_table(path))
     except (OSError, TableError, ValueError, KeyError, TypeError):

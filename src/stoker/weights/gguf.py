@@ -8,6 +8,7 @@ check: the operating system then stops the process on access, as with every mapp
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -113,6 +114,15 @@ class GGUFFile:
         """The file, or all parts in order."""
         return tuple(part.path for part in self._parts)
 
+    def header_digest(self) -> str:
+        """SHA-256 over the headers of all parts: metadata and tensor table, in hex. Names the file's contents
+        but for its weights; 1.8 MB (SmolLM2) take about 2 ms."""
+        digest = hashlib.sha256()
+        for part in self._open_parts():
+            digest.update(part.header_bytes.to_bytes(8, "little"))
+            digest.update(part.file_bytes[: part.header_bytes].data)
+        return digest.hexdigest()
+
     def data(self, tensor: TensorInfo | str) -> Bytes:
         """The bytes of a tensor, uint8 [n_bytes], read-only, on the mapping (no copy)."""
         info = self._info(tensor)
@@ -201,6 +211,7 @@ class _Part:
     tensors: dict[str, TensorInfo]
     mapping: mmap.mmap
     file_bytes: Bytes  # [size_bytes]
+    header_bytes: int  # up to the end of the tensor table, without the padding behind it
 
     @property
     def size_bytes(self) -> int:
@@ -253,7 +264,7 @@ def _open_part(path: Path, number: int, allow_unsupported: bool) -> _Part:
     metadata = read_metadata(cursor, n_keys)
     alignment = _alignment(cursor, metadata)
     tensors = _read_tensors(cursor, n_tensors, alignment, number, allow_unsupported)
-    return _Part(path, version, metadata, tensors, mapping, file_bytes)
+    return _Part(path, version, metadata, tensors, mapping, file_bytes, cursor.offset)
 
 
 def _map_file(path: Path) -> mmap.mmap:

@@ -23,6 +23,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from stoker.weights.places import home_folder
+
 DEFAULT_INDEX = "https://pypi.org/simple"
 TIMEOUT_S = 30.0  # without a byte; a slow line still moves some
 MAX_PAGE_BYTES = 1 << 24  # the index page of the largest projects has about 2^22
@@ -56,15 +58,15 @@ def _pip_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """pip's configuration files, the one that wins last."""
     if environ.get("PIP_CONFIG_FILE"):
         return (Path(environ["PIP_CONFIG_FILE"]),)
-    home = Path.home()
+    home = home_folder()
     name = "pip.ini" if sys.platform == "win32" else "pip.conf"
-    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    in_home = () if home is None else (home / ".pip" / name, home / "pip" / name)
+    config = environ.get("XDG_CONFIG_HOME") or (home and home / ".config")
     return (
         *(Path(folder) / "pip" / name for folder in ("/etc/xdg", "/Library/Application Support")),
         Path("/etc") / name,
-        home / ".pip" / name,
-        home / "pip" / name,
-        config / "pip" / name,
+        *in_home,
+        *((Path(config) / "pip" / name,) if config else ()),
         Path(sys.prefix) / name,
     )
 

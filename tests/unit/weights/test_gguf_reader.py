@@ -437,3 +437,12 @@ def test_a_file_of_the_gguf_package_reads_back(tmp_path):
         assert opened.metadata["a.floats"] == [0.5, 1.5]
         assert np.array_equal(opened.data("w").view(np.float32).reshape(opened.tensors["w"].shape), weight)
         assert opened.tensors["h"].type is GGMLType.F16
+
+
+def test_the_header_digest_is_of_the_header_alone(tmp_path):
+    file = small_file()
+    digest = read(tmp_path, file).header_digest()
+    file.data = bytes(byte ^ 1 for byte in file.data)
+    assert read(tmp_path, file).header_digest() == digest
+    file.keys = [*file.keys, ("more", U32, 1)]
+    assert read(tmp_path, file).header_digest() != digest

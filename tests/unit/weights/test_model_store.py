@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stoker.api.errors import ModelFormatError, ModelNotFoundError
+from stoker.tokenizer.tokenizer import default_cache_dir
 from stoker.weights.places import Places, gguf_files, model_stem, quant_label
 from stoker.weights.sources import KNOWN_MODELS
 from stoker.weights.store import list_models, resolve
@@ -258,6 +259,32 @@ def test_places_from_the_environment(tmp_path):
     assert made().ollama[0] == home / ".ollama" / "models"
     assert made(OLLAMA_MODELS="/o").ollama == (Path("/o"),)
     assert made().lmstudio == (home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models")
+
+
+def test_places_without_a_home_folder(tmp_path, monkeypatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(ModelNotFoundError, match="set STOKER_HOME"):
+        Places.from_environment({})
+    places = Places.from_environment({"STOKER_HOME": str(tmp_path)})
+    assert (places.models, places.huggingface, places.lmstudio) == (tmp_path / "models", (), ())
+    assert Places.from_environment({"XDG_CACHE_HOME": "/c"}).models == Path("/c/stoker/models")
+
+
+def test_stokers_folder_holds_models_and_tokenizers(tmp_path, monkeypatch):
+    monkeypatch.delenv("STOKER_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == Places.from_environment().models.parent
+
+
+def test_known_names_in_any_case(places):
+    path = make(places.models / SMOLLM2.file_name, SMOLLM2.size_bytes)
+    for name in ("smollm2", "SmolLM2", "SMOLLM2"):
+        assert resolve(name, places=places) == path
+    with pytest.raises(ModelNotFoundError, match="stoker pull gemma3-270m"):
+        resolve("Gemma3-270M", places=places)
 
 
 def test_unreadable_and_strange_folders_hold_nothing(tmp_path):
