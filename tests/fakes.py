@@ -150,6 +150,7 @@ class ByteTokenizer:
     WORDS = (" the", " boiler", "\n\n", " é", "STOP", " coal", "<turn>")
     TURN = 264  # a control token, as BOS and EOS are
     vocab_size = 265
+    max_token_bytes = 7
     bos_id, eos_id = BOS, EOS
     add_bos = add_eos = add_space_prefix = False
     special_ids = frozenset({BOS, EOS, TURN})

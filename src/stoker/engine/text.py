@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stoker.api.errors import ModelFormatError, RequestError
+from stoker.api.errors import ModelFormatError, PromptTooLongError, RequestError
 from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import SeedSource
 from stoker.api.request import Message, Request, SamplingParams
@@ -115,10 +115,12 @@ class TextEngine:
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt. Touches nothing of the engine, so any thread may call it.
 
-        Raises `RequestError`, `TemplateError` for a chat that the model's template does not take.
+        Raises `RequestError`, `TemplateError` for a chat that the model's template does not take,
+        `PromptTooLongError` for a text so long that it need not be encoded to know.
         """
         prompt = request.prompt
         if isinstance(prompt, str):
+            self._refuse_if_surely_too_long(prompt)
             return self.tokenizer.encode(prompt)
         if request.kind == "tokens":
             return [token for token in prompt if not isinstance(token, Message)]
@@ -128,6 +130,18 @@ class TextEngine:
                 hint="use generate with the whole text",
             )
         return self._encode_chat(tuple(message for message in prompt if isinstance(message, Message)))
+
+    def _refuse_if_surely_too_long(self, text: str) -> None:
+        """Encoding 10 MB takes half a minute; that no token has more than so many bytes is known before."""
+        context_tokens, token_bytes = self.engine.context_tokens, self.tokenizer.max_token_bytes
+        if len(text) * 4 <= context_tokens * token_bytes:  # a character has at most 4 bytes
+            return
+        # "replace" writes a lone surrogate as one byte: fewer than it will have, so that this stays a bound.
+        least_tokens = -(-len(text.encode("utf-8", "replace")) // token_bytes)
+        if least_tokens > context_tokens:
+            raise PromptTooLongError(
+                f"the prompt has at least {least_tokens} tokens; allowed: at most {context_tokens}"
+            )
 
     def open(self, request: Request, prompt_ids: list[int], *, streams: bool = True) -> None:
         """Queue a request whose prompt `encode` made into `prompt_ids`. Raises like `Engine.add`.

@@ -246,6 +246,19 @@ def test_score_checks_top_k(llm: LLM, prompt: str, top_k: Any) -> None:
     assert not llm.text_engine.busy
 
 
+def test_a_text_that_must_be_too_long_is_refused_before_it_is_encoded(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = llm.text_engine.tokenizer
+    monkeypatch.setattr(tokenizer, "encode", lambda text: pytest.fail("was encoded"))
+    for call in (llm.generate, llm.stream, llm.score):
+        with pytest.raises(PromptTooLongError, match="at least 1001 tokens; allowed: at most 1000"):
+            call("é" * 3500 + "x")  # 7001 bytes, at most 7 a token
+    monkeypatch.undo()
+    with pytest.raises(PromptTooLongError, match="the prompt has 7000 tokens"):
+        llm.generate("x" * 7000)
+
+
 WRONG_CALLS: dict[str, Callable[[Any], object]] = {
     "mapping for sampling": lambda llm: llm.generate("a", {"max_tokens": 3}),
     "empty mapping for sampling": lambda llm: llm.generate("a", {}),
