@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -12,13 +13,18 @@ import typer
 
 from stoker import __version__
 from stoker.api.errors import StokerError
+from stoker.cli import INTERRUPTED_STATUS
 from stoker.cli.bench import bench
 from stoker.cli.inspect import inspect
 from stoker.cli.list import list_models
-from stoker.cli.output import INTERRUPTED_STATUS, say
+from stoker.cli.output import point_at_nothing, prepare_streams, say
 from stoker.cli.pull import pull
 from stoker.cli.run import run
+from stoker.cli.serve import serve
 from stoker.cli.version import version
+
+# What a full or broken device answers to a write; files are opened by name, and their errors carry it.
+_WRITE_FAILURES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 
 @dataclass
@@ -71,6 +77,8 @@ def build_app() -> typer.Typer:
         ("version", version),
     ):
         app.command(name)(command)
+    # Whatever `serve` is given, its answer is the same.
+    app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
     return app
 
 
@@ -82,7 +90,11 @@ def run_app() -> None:
     """
     border = _Border(debug=bool(os.environ.get("STOKER_DEBUG")))
     try:
-        build_app()(prog_name="stoker", obj=border)
+        try:
+            prepare_streams()
+            build_app()(prog_name="stoker", obj=border)
+        finally:
+            sys.stdout.flush()  # here, where a failing write becomes one line, not when Python exits
     except StokerError as error:
         if border.debug:
             traceback.print_exc()
@@ -100,9 +112,19 @@ def run_app() -> None:
     except BrokenPipeError:
         # The reader of our output went away (`stoker list | head -1`). Python would complain once more when
         # it flushes stdout at exit, so stdout is pointed at nothing first.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        point_at_nothing(sys.stdout)
+        sys.exit(1)
+    except MemoryError as error:
+        if border.debug:
+            traceback.print_exc()
+        details = f": {error}" if str(error) else ""
+        say(f"error: not enough memory{details} (hint: a smaller model or --context needs less)")
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _WRITE_FAILURES and error.filename is None:
+            point_at_nothing(sys.stdout)
+            say(f"error: cannot write the output: {error.strerror}")
+            sys.exit(1)
         if border.debug:
             traceback.print_exc()
         say(f"internal error: {type(error).__name__}: {error} (hint: STOKER_DEBUG=1 shows where)")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from stoker.api.errors import RequestError
+from stoker.api.errors import CapacityError, EngineError, RequestError
+from stoker.cli.interrupt import SingleInterrupt
 from stoker.cli.output import say
 from stoker.cli.talk import INTERRUPTED
 
@@ -22,7 +23,8 @@ A line that ends in \\ goes on in the next one. Ctrl-C stops an answer."""
 def chat(talker: Talker, *, show_timing: bool = True) -> None:
     """Read questions from the terminal and stream answers until the user leaves.
 
-    A question that is refused (too long) is taken back out of the conversation, which then goes on.
+    A question that is refused (too long) or fails is taken back out of the conversation, which then goes on.
+    Ctrl-C anywhere between a question and the next prompt stops that answer and nothing else.
     """
     _enable_line_editing()
     say(
@@ -30,37 +32,55 @@ def chat(talker: Talker, *, show_timing: bool = True) -> None:
         + ("" if talker.is_chat else "; no chat template: plain text")
     )
     interrupted_at_prompt = False
-    while True:
-        try:
-            question = _read_question()
-        except EOFError:
-            print(file=sys.stderr)
-            return
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            if interrupted_at_prompt:
+    with SingleInterrupt() as interrupt:
+        while True:
+            question = None
+            try:
+                interrupt.arm()
+                question = _read_question()
+                interrupted_at_prompt = False
+                if not _carry_out(question, talker, interrupt, show_timing):
+                    return
+            except EOFError:
+                print(file=sys.stderr)
                 return
-            interrupted_at_prompt = True
-            say("Ctrl-C again, or Ctrl-D, to leave")
-            continue
-        interrupted_at_prompt = False
-        if question.startswith("/") and _run_command(question.strip(), talker):
-            return
-        if question.strip() and not question.startswith("/"):
-            _answer(talker, question, show_timing)
+            except KeyboardInterrupt:
+                if question is not None:
+                    _say_stopped(interrupt)
+                    continue
+                print(file=sys.stderr)
+                if interrupted_at_prompt:
+                    return
+                interrupted_at_prompt = True
+                say("Ctrl-C again, or Ctrl-D, to leave")
 
 
-def _answer(talker: Talker, question: str, show_timing: bool) -> None:
+def _carry_out(question: str, talker: Talker, interrupt: SingleInterrupt, show_timing: bool) -> bool:
+    """Answer, or do what a line with "/" says; false if that is to leave."""
+    if question.startswith("/"):
+        return not _run_command(question.strip(), talker)
+    if question.strip():
+        _answer(talker, question, interrupt, show_timing)
+    return True
+
+
+def _answer(talker: Talker, question: str, interrupt: SingleInterrupt, show_timing: bool) -> None:
     try:
         answer = talker.answer(question)
         answer.print_text()
-    except RequestError as error:
+        answer.check()
+    except (RequestError, CapacityError, EngineError) as error:
         say(f"error: {error}")
         return
     if answer.finish_reason == INTERRUPTED:
-        say("stopped")
+        _say_stopped(interrupt)
     if show_timing:
         say(answer.timing.sentence())
+
+
+def _say_stopped(interrupt: SingleInterrupt) -> None:
+    interrupt.rest()
+    say("stopped")
 
 
 def _run_command(command: str, talker: Talker) -> bool:

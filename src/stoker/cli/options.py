@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+MOST_THREADS = 256  # above any machine's worth; a typing error must not start thousands of threads
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -20,6 +22,7 @@ ThreadsOption = Annotated[
         "--threads",
         "-t",
         min=1,
+        max=MOST_THREADS,
         envvar="STOKER_THREADS",
         help="CPU threads. [default: one for each physical core]",
     ),

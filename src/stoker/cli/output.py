@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, what shells report for a program that Ctrl-C ended
+from stoker.api.errors import RequestError
+
+
+def prepare_streams() -> None:
+    """Make the standard streams usable as they were given to us. Raises RequestError for a closed stdout.
+
+    A closed stdin is empty, a closed stderr takes what it is told. Each closed one is opened on nothing, so
+    that the next file we open does not become a standard stream. What stdout's encoding lacks is escaped.
+    """
+    stdout_is_closed = sys.stdout is None
+    # In this order, since each takes the lowest free descriptor: its own.
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  # lives as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if stdout_is_closed:
+        raise RequestError("stdout is closed; allowed: a terminal, a file or a pipe")
+
+
+def point_at_nothing(stream: TextIO) -> None:
+    """After a write has failed: throw away what is still buffered, or Python complains again at exit."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 def say(text: str) -> None:
-    """One line on stderr, under the program's name."""
-    print(f"stoker: {text}", file=sys.stderr, flush=True)
+    """One line on stderr, under the program's name. If stderr takes nothing, there is nobody to tell."""
+    try:
+        print(f"stoker: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        point_at_nothing(sys.stderr)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout, keys in the order they were put in."""
-    print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+    # What another encoding lacks is escaped as JSON does it, not as `prepare_streams` has it for text.
+    takes_all = sys.stdout.encoding.lower().replace("_", "-") == "utf-8"
+    print(json.dumps(value, ensure_ascii=not takes_all, indent=2), flush=True)
 
 
 def format_bytes(size_bytes: int | float) -> str:

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from stoker.api.errors import RequestError
+from stoker.cli import INTERRUPTED_STATUS
 from stoker.cli.options import ContextOption, JsonOption, ModelArgument, ThreadsOption
-from stoker.cli.output import INTERRUPTED_STATUS, print_json, say
+from stoker.cli.output import print_json, say
 
 PromptArgument = Annotated[
     str | None,
@@ -63,7 +65,7 @@ RawOption = Annotated[
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also say what was loaded, how, and the seed, on stderr.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Leave out the speeds on stderr.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Leave out speeds and notes on stderr.")]
 
 
 def run(
@@ -95,7 +97,12 @@ def run(
     from stoker.cli.talk import INTERRUPTED
 
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+        prompt = _read_stdin()
+    if prompt is not None and not prompt.strip():
+        raise RequestError(
+            "the prompt is empty; allowed: a text, as argument or on stdin",
+            hint="for a chat leave it out, on a terminal",
+        )
     sampling = compose.sampling_params(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
     )
@@ -110,6 +117,8 @@ def run(
             raise typer.BadParameter("--json needs a PROMPT, as argument or on stdin", param_hint="--json")
         chat(talker, show_timing=not quiet)
         return
+    if not (talker.is_chat or raw or quiet):
+        say(f"{talker.name} has no chat template: it goes on with the text, rather than answer it")
     answer = talker.answer(prompt)
     if as_json:
         for _ in answer:
@@ -121,5 +130,13 @@ def run(
         say(f"seed {answer.seed}; finished: {answer.finish_reason}")
     if not quiet:
         say(answer.timing.sentence())
+    answer.check()
     if answer.finish_reason == INTERRUPTED:
         raise typer.Exit(INTERRUPTED_STATUS)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"stdin is not text in {error.encoding}: {error.reason}") from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stoker.api.errors import EngineError
 from stoker.api.request import Message
 from stoker.cli.timing import AnswerTiming
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from stoker.llm import Piece
 
 INTERRUPTED = "interrupted"  # beside the engine's own finish reasons
+FAILED = "error"  # the engine's own: the model could not go on
 
 # From a prompt (a text, or the messages of a chat) to its pieces; closing the iterator aborts the request.
 Generate = Callable[[str | tuple[Message, ...]], "Iterator[Piece]"]
@@ -32,6 +34,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     timing: AnswerTiming = field(default_factory=AnswerTiming)
     finish_reason: str | None = None  # none until it has ended
+    stop_reason: str | int | None = None  # what went wrong, if the finish reason is "error"
     seed: int | None = None
 
     @property
@@ -49,6 +52,7 @@ class Answer:
                     yield piece.text
                 if piece.finish_reason is not None:
                     self.finish_reason = piece.finish_reason
+                    self.stop_reason = piece.stop_reason
                     self.seed = piece.seed
                     self.timing.prompt_tokens = piece.prompt_tokens or 0
         except KeyboardInterrupt:
@@ -59,7 +63,7 @@ class Answer:
             self.on_end(self)
 
     def print_text(self) -> None:
-        """Write the pieces to stdout as they come, and end the line."""
+        """Write the pieces to stdout as they come, and end the line; a failure without text writes none."""
         pieces = iter(self)
         try:
             for piece in pieces:
@@ -69,9 +73,16 @@ class Answer:
             self.finish_reason = INTERRUPTED
         finally:
             pieces.close()
+        if not self.text and self.finish_reason == FAILED:
+            return
         if not self.text.endswith("\n"):
             sys.stdout.write("\n")
             sys.stdout.flush()
+
+    def check(self) -> None:
+        """Raise EngineError, with the reason, if the model failed on the way to this end."""
+        if self.finish_reason == FAILED:
+            raise EngineError(str(self.stop_reason))
 
     def as_dict(self) -> dict[str, Any]:
         """For --json, after the answer is complete."""
@@ -79,6 +90,7 @@ class Answer:
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
             "seed": self.seed,
             **self.timing.as_dict(),
         }
@@ -121,7 +133,7 @@ class Talker:
         self._turns = list(self._opening)
 
     def answer(self, question: str) -> Answer:
-        """Ask; the turn joins the conversation when the answer has ended, whole or interrupted.
+        """Ask; the turn joins the conversation when the answer has ended, whole or interrupted; not failed.
 
         Raises RequestError (from here or from the answer's iteration) for what cannot be answered; the
         conversation is then as before.
@@ -132,7 +144,7 @@ class Talker:
         asked = Message("user", question)
 
         def remember(answer: Answer) -> None:
-            if answer.finish_reason is not None:
+            if answer.finish_reason not in (None, FAILED):
                 self._turns += [asked, Message("assistant", answer.text)]
 
         return Answer(self._generate((*self._turns, asked)), on_end=remember, timing=timing)

@@ -8,11 +8,14 @@ from stoker.api.request import Message
 from stoker.cli.talk import Talker
 from stoker.llm import Piece
 
+FAILURE = "no token was left to choose"
+
 
 class ScriptedModel:
     """Answers each prompt with the next of `answers`; remembers the prompts, and how each stream ended.
 
-    An answer that holds "^C" raises KeyboardInterrupt there, as Python does when the user presses it.
+    An answer that holds "^C" raises KeyboardInterrupt there, as Python does when the user presses it; one
+    that holds "^E" ends there because the model fails.
     """
 
     def __init__(self, *answers: str | Exception) -> None:
@@ -26,11 +29,15 @@ class ScriptedModel:
         self.completed.append(False)
         if isinstance(answer, Exception):
             raise answer
-        shown, interrupt, _ = answer.partition("^C")
+        shown, failure, _ = answer.partition("^E")
+        shown, interrupt, _ = shown.partition("^C")
         for character in shown:
             yield Piece(character, (ord(character),))
         if interrupt:
             raise KeyboardInterrupt
+        if failure:
+            yield Piece("", (), finish_reason="error", stop_reason=FAILURE, seed=7, prompt_tokens=5)
+            return
         self.completed[-1] = True
         yield Piece("", (), finish_reason="stop", seed=7, prompt_tokens=5)
 

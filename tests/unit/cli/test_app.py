@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from tests.gguf_builder import ARRAY, GGUF, STRING, U32, Tensor
+
+from .fakes import FAILURE
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,6 +80,8 @@ def test_version() -> None:
         ["run"],
         ["run", "m", "--threads", "0"],
         ["run", "m", "--threads", "x"],
+        ["run", "m", "--threads", "257"],
+        ["bench", "m", "--threads", "257"],
         ["nonsense"],
         ["run", "--nonsense"],
     ],
@@ -98,6 +103,9 @@ def test_wrong_usage_is_status_2_with_nothing_on_stdout(arguments: list[str]) ->
         (["run", "smollm2", "x", "--temperature", "-1"], "temperature is -1"),
         (["run", "smollm2", "x", "--top-p", "nan"], "top_p is nan"),
         (["run", "smollm2", "x", "--seed", "-1"], "seed is -1"),
+        (["run", "smollm2", ""], "the prompt is empty"),
+        (["run", "smollm2", " \n"], "the prompt is empty"),
+        (["run", "smollm2"], "the prompt is empty"),  # from stdin
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_status_1(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -153,3 +161,137 @@ def test_inspect_shows_metadata_and_tensors_and_nothing_a_terminal_would_act_on(
     as_json = json.loads(_stoker("inspect", str(path), "--json").stdout)
     assert [tensor["name"] for tensor in as_json["tensors"]] == ["token_embd.weight"]
     assert "tensors" not in json.loads(_stoker("inspect", str(path), "--json", "--no-tensors").stdout)
+
+
+def test_serve_says_when_it_comes() -> None:
+    shown = _stoker("serve", "smollm2", "--port", "8080")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "comes with the next release" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def _in_shell(redirections: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program with standard streams that only a shell can make."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "stoker", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"]])
+def test_a_full_device_is_one_line(arguments: list[str]) -> None:
+    shown = _in_shell("> /dev/full", *arguments)
+    assert shown.returncode == 1
+    assert shown.stderr == f"stoker: error: cannot write the output: {os.strerror(errno.ENOSPC)}\n"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "says"), [("<&-", "the prompt is empty"), (">&-", "stdout is closed")]
+)
+def test_a_closed_stream_is_one_line(redirection: str, says: str) -> None:
+    shown = _in_shell(redirection, "run", "smollm2")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert says in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full"])
+def test_what_stderr_does_not_take_goes_nowhere_else(redirection: str) -> None:
+    if redirection.endswith("full") and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    shown = _in_shell(redirection, "inspect", "no-such-model")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (1, "", "")
+
+
+def test_what_stdout_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "tïny.gguf"
+    path.write_bytes(_tiny_file())
+    shown = _stoker("inspect", str(path), PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0
+    assert "t\\xefny.gguf" in shown.stdout
+    as_json = _stoker("inspect", str(path), "--json", PYTHONIOENCODING="ascii").stdout
+    assert as_json.isascii()
+    assert json.loads(as_json)["files"] == [str(path)]
+
+
+def test_stdin_that_is_no_text_is_refused() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "stoker", "run", "smollm2"],
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8"},
+    )
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(b"stoker: error: stdin is not text in utf-8")
+
+
+def _main_after(lines: str) -> subprocess.CompletedProcess[str]:
+    """`stoker list` in a process where `lines` ran first."""
+    script = f"import sys; sys.argv = ['stoker', 'list']\n{lines}\nfrom stoker.cli import main\nmain()\n"
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+
+
+def test_ctrl_c_while_loading_is_silent() -> None:
+    shown = _main_after(
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())"
+    )
+    assert (shown.returncode, shown.stdout, shown.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("details", ["", "Unable to allocate 3 TiB"])
+def test_too_little_memory_is_one_line(details: str) -> None:
+    shown = _main_after(
+        "import stoker.weights.store as store\n"
+        f"def full():\n    raise MemoryError({details!r})\n"
+        "store.list_models = full"
+    )
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr.startswith("stoker: error: not enough memory")
+    assert details in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_failure_of_the_model_is_one_line_and_status_1(options: list[str]) -> None:
+    """The whole command, with a model that fails after its second token."""
+    script = (
+        f"import sys; sys.argv = ['stoker', 'run', 'x.gguf', 'hi', *{options!r}]\n"
+        "from stoker.cli import compose, main\n"
+        "from tests.unit.cli.fakes import ScriptedModel\n"
+        "compose.open_talker = lambda *_, **__: ScriptedModel('ab^E').talker()\n"
+        "main()\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+    )
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[-1] == f"stoker: error: {FAILURE}"
+    if options:
+        answer = json.loads(shown.stdout)
+        assert (answer["finish_reason"], answer["stop_reason"]) == ("error", FAILURE)
+    else:
+        assert shown.stdout == "ab\n"

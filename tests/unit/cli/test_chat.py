@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from stoker.api.errors import PromptTooLongError
+from stoker.api.request import Message
+from stoker.cli import chat as chat_module
 from stoker.cli.chat import chat
+from stoker.cli.interrupt import SingleInterrupt
+from stoker.cli.talk import Talker
+from stoker.llm import Piece
 
-from .fakes import ScriptedModel
+from .fakes import FAILURE, ScriptedModel
 
 
 def _type(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> Iterator[object]:
@@ -84,3 +90,68 @@ def test_a_backslash_goes_on_in_the_next_line(monkeypatch: pytest.MonkeyPatch) -
     model = ScriptedModel("x")
     chat(model.talker(is_chat=False))
     assert model.prompts == ["first\nsecond"]
+
+
+def test_a_failure_of_the_model_is_one_line_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _type(monkeypatch, "a", "b", EOFError)
+    chat(ScriptedModel("par^E", "ok").talker())
+    shown = capsys.readouterr()
+    assert f"stoker: error: {FAILURE}\n" in shown.err
+    assert shown.out == "par\nok\n"
+
+
+def test_ctrl_c_before_the_first_token_stops_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the template and the tokenizer work: outside of the answer's own iteration."""
+    _type(monkeypatch, "a", "b", EOFError)
+    model = ScriptedModel("never", "ok")
+    generate = model.generate
+
+    def interrupted(prompt: str | tuple[Message, ...]) -> Iterator[Piece]:
+        if not model.prompts:
+            model.prompts.append(prompt)
+            model.answers.pop(0)
+            raise KeyboardInterrupt
+        return generate(prompt)
+
+    chat(Talker("scripted", interrupted, is_chat=True))
+    shown = capsys.readouterr()
+    assert "stoker: stopped\n" in shown.err
+    assert shown.out == "ok\n"
+    assert len(model.prompts[1]) == 1  # the question that was stopped is not part of the conversation
+
+
+@pytest.mark.parametrize("where", ["stopped", "tokens"])
+def test_ctrl_c_while_a_line_is_written_does_not_leave(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """A signal, since what counts is that a second one does not raise while the first is dealt with."""
+    _type(monkeypatch, "a", "b", EOFError)
+    say = chat_module.say
+
+    def say_with_key_press(text: str) -> None:
+        if where in text:
+            signal.raise_signal(signal.SIGINT)
+        say(text)
+
+    monkeypatch.setattr(chat_module, "say", say_with_key_press)
+    chat(ScriptedModel("x^C", "ok").talker())
+    shown = capsys.readouterr()
+    assert shown.out == "x\nok\n"
+    assert "stopped" in shown.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_raises_once_for_each_arming() -> None:
+    with SingleInterrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)  # nobody is ready for it
+        interrupt.arm()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        interrupt.arm()
+        interrupt.rest()
+        signal.raise_signal(signal.SIGINT)

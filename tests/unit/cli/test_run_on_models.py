@@ -53,6 +53,9 @@ def test_raw_and_base_models_go_on_with_the_text(smollm2_path: Path, gemma3_path
     raw = _json(str(smollm2_path), "The capital of France is", "--raw", *options)
     assert int(str(chat["prompt_tokens"])) > int(str(raw["prompt_tokens"]))  # the template's own tokens
     assert _json(str(gemma3_path), "The capital of France is", *options)["completion_tokens"] == 8
+    plain = ("run", str(gemma3_path), "One, two", "-n", "1")
+    assert "has no chat template" in _stoker(*plain).stderr
+    assert "has no chat template" not in _stoker(*plain, "--raw").stderr
     refused = _stoker("run", str(gemma3_path), "x", "--system", "be brief")
     assert refused.returncode == 1
     assert "no chat template" in refused.stderr

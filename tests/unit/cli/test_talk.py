@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from stoker.api.errors import PromptTooLongError
+from stoker.api.errors import EngineError, PromptTooLongError
 from stoker.api.request import Message
 
-from .fakes import ScriptedModel
+from .fakes import FAILURE, ScriptedModel
 
 
 def test_turns_follow_each_other_behind_the_system_message() -> None:
@@ -84,3 +84,18 @@ def test_the_finished_answer_has_everything_for_json() -> None:
     assert (shown["finish_reason"], shown["seed"]) == ("stop", 7)
     assert (shown["prompt_tokens"], shown["completion_tokens"]) == (5, 2)
     assert shown["time_to_first_token_s"] >= 0
+    assert shown["stop_reason"] is None
+    answer.check()
+
+
+def test_a_failure_of_the_model_says_why_and_is_not_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    talker = ScriptedModel("par^E", "^E").talker()
+    answer = talker.answer("a")
+    answer.print_text()
+    assert capsys.readouterr().out == "par\n"
+    assert (answer.as_dict()["finish_reason"], answer.as_dict()["stop_reason"]) == ("error", FAILURE)
+    with pytest.raises(EngineError, match=FAILURE):
+        answer.check()
+    assert talker.turns == ()
+    talker.answer("b").print_text()
+    assert capsys.readouterr().out == ""
