@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from stoker.api.errors import RequestError
 from stoker.api.events import FinishReason
+from stoker.api.request import check_int
 from stoker.cache.blocks import BlockPool, BlockTable, Copy
 from stoker.engine.plan import Chunk, Scores, StepPlan
 from stoker.engine.sequence import Purpose, Sequence
@@ -32,10 +33,9 @@ class SchedulerOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_sequences", "logit_rows"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)}; allowed: at least 1")
-        if self.chunk_tokens is not None and self.chunk_tokens < 1:
-            raise RequestError(f"chunk_tokens is {self.chunk_tokens}; allowed: at least 1")
+            check_int(name, getattr(self, name), 1, (1 << 31) - 1)
+        if self.chunk_tokens is not None:
+            check_int("chunk_tokens", self.chunk_tokens, 1, (1 << 31) - 1)
         for name in ("batch_tokens", "logit_rows"):
             if getattr(self, name) < self.max_sequences:
                 raise RequestError(

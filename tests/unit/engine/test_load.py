@@ -12,6 +12,7 @@ from tests.gguf_builder import GGUF, STRING, small_file
 from stoker import LLM, _native
 from stoker.api.errors import CapacityError, ModelFormatError, ModelNotFoundError, RequestError
 from stoker.engine.load import LoadOptions
+from stoker.engine.scheduler import SchedulerOptions
 from stoker.models import load as models_load
 
 
@@ -37,6 +38,13 @@ def test_options_are_checked(field: str, value: Any, allowed: str) -> None:
         LoadOptions(**{field: value})
     assert str(caught.value).startswith(f"{field} is {value!r}; allowed: ")
     assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["batch_tokens", "max_sequences", "logit_rows", "chunk_tokens"])
+@pytest.mark.parametrize("value", [0, "x", 1.5, True])
+def test_limits_of_a_step_are_checked(field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"{field} is {value!r}; allowed: a whole number"):
+        SchedulerOptions(**{field: value})
 
 
 @pytest.mark.parametrize("model", [None, 5, b"smollm2"])

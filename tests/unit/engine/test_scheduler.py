@@ -150,7 +150,7 @@ def test_a_logged_run_replays_without_a_model() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch_tokens": 0}, "batch_tokens is 0; allowed: at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; allowed: a whole number from 1"),
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"batch_tokens": 10}, "batch_tokens is 10, but max_sequences is 64"),
         ({"logit_rows": 10}, "logit_rows is 10, but max_sequences is 64"),
