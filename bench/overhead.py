@@ -78,7 +78,7 @@ def open_watched(path: Path, threads: int) -> tuple[TextEngine, Watch]:
 
 def _tokenizer(path: Path) -> Tokenizer:
     with GGUFFile.open(path) as file:
-        return load_tokenizer(file.metadata, str(path.resolve()))
+        return load_tokenizer(file.metadata, file.header_digest())
 
 
 def measure(engine: TextEngine, watch: Watch, sequences: int, steps: int) -> dict[str, float]:
