@@ -11,6 +11,7 @@ from stoker.api.errors import RequestError
 from stoker.cli import INTERRUPTED_STATUS
 from stoker.cli.options import ContextOption, JsonOption, ModelArgument, ThreadsOption
 from stoker.cli.output import print_json, say
+from stoker.cli.talk import INTERRUPTED, Answer
 
 PromptArgument = Annotated[
     str | None,
@@ -94,15 +95,11 @@ def run(
     from stoker.cli import compose
     from stoker.cli.chat import chat
     from stoker.cli.pull import fetch_if_missing
-    from stoker.cli.talk import INTERRUPTED
 
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_stdin()
-    if prompt is not None and not prompt.strip():
-        raise RequestError(
-            "the prompt is empty; allowed: a text, as argument or on stdin",
-            hint="for a chat leave it out, on a terminal",
-        )
+    if prompt is not None:
+        _check_prompt(prompt)
     sampling = compose.sampling_params(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
     )
@@ -119,7 +116,11 @@ def run(
         return
     if not (talker.is_chat or raw or quiet):
         say(f"{talker.name} has no chat template: it goes on with the text, rather than answer it")
-    answer = talker.answer(prompt)
+    _answer(talker.answer(prompt), as_json=as_json, verbose=verbose, quiet=quiet)
+
+
+def _answer(answer: Answer, *, as_json: bool, verbose: bool, quiet: bool) -> None:
+    """Print it as it comes, and what is said about it; raises Exit or EngineError unless it ends well."""
     if as_json:
         for _ in answer:
             pass
@@ -140,3 +141,11 @@ def _read_stdin() -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise RequestError(f"stdin is not text in {error.encoding}: {error.reason}") from error
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise RequestError(
+            "the prompt is empty; allowed: a text, as argument or on stdin",
+            hint="for a chat leave it out, on a terminal",
+        )
