@@ -78,6 +78,8 @@ void ThreadPool::work_loop(int thread) {
     }
     seen = ticket_.load(std::memory_order_acquire);
     if ((seen >> 20 & kFieldMask) < (seen & kFieldMask)) continue;
+    // stop() sets stopping_ before it changes the ticket: a ticket read after that change must not be waited on.
+    if (stopping_.load(std::memory_order_acquire)) return;
     int spins = 0;
     while (ticket_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep) {
       pause_cpu();
