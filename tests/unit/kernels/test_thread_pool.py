@@ -41,5 +41,10 @@ def test_a_system_without_threads_left_is_an_error_not_a_crash() -> None:
 
 def test_pools_end_whenever_they_are_told_to() -> None:
     """In a process of its own: what went wrong was a join that never came back, in one of thousands."""
-    code = "from stoker import _native\nfor i in range(20000):\n    pool = _native.ThreadPool(2 + i % 3)\n    del pool"
+    code = (
+        "from stoker import _native\n"
+        "for i in range(20000):\n"
+        "    pool = _native.ThreadPool(2 + i % 3)\n"
+        "    del pool"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
