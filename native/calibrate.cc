@@ -65,20 +65,35 @@ std::vector<float> columns_of(ThreadPool& pool, const PackedMatrix& m, const std
 }  // namespace
 
 void Program::calibrate(const BatchView& batch, int most) {
+  most_outliers_ = (size_t)most;
   std::vector<float> normed;
+  std::vector<std::vector<int32_t>> outliers(quantised_.size());  // per buffer, of the step that wrote it last
+  auto written = [&](int buffer, const std::vector<int32_t>& columns) {
+    if (buffer >= 0) outliers[(size_t)buffer] = columns;
+  };
   run_watched(batch, [&](Step& step, int64_t rows) {
-    if (NormStep* norm = std::get_if<NormStep>(&step); norm && norm->out_quantised >= 0 && norm->out < 0) {
-      const int64_t width = (int64_t)norm->weight.size();
-      normed.resize((size_t)(rows * width));
-      kernels_.rms_norm(floats(norm->x), norm->weight.data(), width, norm->eps, normed.data(), 0, rows);
-      norm->outliers = choose_outliers(normed.data(), rows, width, most);
+    if (NormStep* norm = std::get_if<NormStep>(&step)) {
+      if (norm->out_quantised >= 0 && norm->out < 0) {
+        const int64_t width = (int64_t)norm->weight.size();
+        normed.resize((size_t)(rows * width));
+        kernels_.rms_norm(floats(norm->x), norm->weight.data(), width, norm->eps, normed.data(), 0, rows);
+        norm->outliers = choose_outliers(normed.data(), rows, width, most);
+      }
+      written(norm->out_quantised, norm->outliers);
     } else if (LinearStep* linear = std::get_if<LinearStep>(&step); linear && linear->x_quantised >= 0) {
-      const std::vector<int32_t>& columns = quantised_[(size_t)linear->x_quantised].outliers;
+      const std::vector<int32_t>& columns = outliers[(size_t)linear->x_quantised];
+      linear->outliers = (int)columns.size();
       for (LinearPart& part : linear->parts) part.outlier_weights = columns_of(pool_, *part.weight, columns);
     } else if (GatedLinearStep* gated = std::get_if<GatedLinearStep>(&step)) {
-      const std::vector<int32_t>& columns = quantised_[(size_t)gated->x_quantised].outliers;
+      const std::vector<int32_t>& columns = outliers[(size_t)gated->x_quantised];
+      gated->outliers = (int)columns.size();
       gated->gate_outlier_weights = columns_of(pool_, *gated->gate, columns);
       gated->up_outlier_weights = columns_of(pool_, *gated->up, columns);
+      written(gated->out_quantised, {});
+    } else if (const QuantiseStep* quantise = std::get_if<QuantiseStep>(&step)) {
+      written(quantise->out, {});
+    } else if (const AttentionStep* attention = std::get_if<AttentionStep>(&step)) {
+      written(attention->out_quantised, {});
     }
   });
 }

@@ -1,20 +1,17 @@
 // The walk over panels; pack_formats.h has what is inside a block.
 #include "pack.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "memory.h"
 #include "pack_formats.h"
 
 namespace stoker {
@@ -235,21 +232,6 @@ int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // ---- memory --------------------------------------------------------------------------------------------
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
-
-// Memory on huge pages, `bytes` long and zero or unspecified. Kernels read weights front to back at memory
-// speed: measured 25 GB/s on huge pages against 20 on 4 kB ones, and a first touch of 98 MB 9 ms against 40.
-std::shared_ptr<uint8_t> allocate_huge(int64_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, kHugePage, static_cast<size_t>(bytes)) != 0) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  // Advice only: a kernel without huge pages refuses it and the memory is as good, so the answer is not read.
-  // A last, partial page stays small so that it costs no more than it holds.
-  (void)madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
-#endif
-  return {static_cast<uint8_t*>(memory), [](uint8_t* p) { std::free(p); }};
-}
-
 // Most matrices of a small model are below 2 MiB and would get no huge page of their own, so those that are
 // made one after the other share chunks. A chunk lives as long as any matrix in it: a model is freed whole.
 // What a chunk has not handed out is never touched and costs address space only.
@@ -270,7 +252,7 @@ class ChunkedMemory {
   }
 
  private:
-  static constexpr int64_t kChunk = 16 * kHugePage;
+  static constexpr int64_t kChunk = 16 * kHugePageBytes;
   std::mutex mutex_;
   std::weak_ptr<uint8_t> current_;
   int64_t used_ = 0;  // bytes of current_ handed out

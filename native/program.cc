@@ -1,18 +1,13 @@
 #include "program.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "pack.h"
+#include "step_runner.h"
 
 namespace stoker {
 namespace {
 
 int64_t tiles_of(int64_t tokens) { return (tokens + 15) / 16; }
-
-// Work items per chunk so that each thread gets several chunks (the cores are not equally free), but no more
-// chunks than needed.
-int64_t grain_for(int64_t count, int threads) { return std::clamp<int64_t>(count / (threads * 6), 1, 32); }
 
 }  // namespace
 
@@ -22,7 +17,7 @@ int Program::float_buffer(int64_t width, bool selected) {
 }
 
 int Program::quantised_buffer(int64_t columns, bool selected) {
-  quantised_.push_back({columns, selected, {}, {}, {}, {}, {}, {}, {}});
+  quantised_.push_back({columns, selected, {}, {}, {}, {}, {}, {}});
   return (int)quantised_.size() - 1;
 }
 
@@ -31,19 +26,19 @@ int Program::rope_table(int rotary, bool interleaved, std::vector<float> frequen
   return (int)ropes_.size() - 1;
 }
 
-QuantisedRows Program::quantised(int buffer) {
-  if (buffer < 0) return {};
-  QuantisedBuffer& b = quantised_[(size_t)buffer];
-  return {b.columns,         b.q.data(),           b.scale.data(),           b.scaled_sum.data(),    b.sum.data(),
-          b.half_sum.data(), (int)b.outliers.size(), b.outliers.data(), b.outlier_values.data()};
+void Program::add(Step step) {
+  std::visit([this]<class S>(const S& s) {
+    if constexpr (std::is_same_v<S, LinearStep>) output_ = s.parts.back().out;
+    else if constexpr (!std::is_same_v<S, QuantiseStep> && requires { s.out; }) output_ = s.out >= 0 ? s.out : output_;
+  }, step);
+  steps_.push_back(std::move(step));
 }
 
-QuantisedRows Program::rewritten(int buffer, const std::vector<int32_t>& outliers, int64_t tokens) {
+QuantisedRows Program::quantised(int buffer, int outliers, const int32_t* columns) {
   if (buffer < 0) return {};
   QuantisedBuffer& b = quantised_[(size_t)buffer];
-  b.outliers = outliers;
-  if (b.outlier_values.size() < outliers.size() * (size_t)tokens) b.outlier_values.resize(outliers.size() * (size_t)tokens);
-  return quantised(buffer);
+  return {b.columns,     b.q.data(),        b.scale.data(), b.scaled_sum.data(),    b.sum.data(),
+          b.half_sum.data(), outliers, columns,        b.outlier_values.data()};
 }
 
 int64_t Program::buffer_bytes() const {
@@ -64,10 +59,17 @@ void Program::make_rope_tables(const BatchView& batch) {
   }
 }
 
-const Program::UnitPlan& Program::plan_units(const BatchView& batch, const AttentionStep& step) {
+const Program::UnitPlan& Program::plan_of(const AttentionStep& step) const {
+  return *std::find_if(plans_.begin(), plans_.end(), [&](const UnitPlan& p) { return p.suits(step); });
+}
+
+bool Program::decodes_together(const BatchView& batch, const AttentionStep& step) const {
+  return batch.tokens == batch.sequences && batch.sequences >= 4 * pool_.threads() && !plan_of(step).split;
+}
+
+void Program::plan_units(const BatchView& batch, const AttentionStep& step) {
+  if (std::any_of(plans_.begin(), plans_.end(), [&](const UnitPlan& p) { return p.suits(step); })) return;
   const int group = step.heads / step.kv_heads;
-  for (const UnitPlan& p : plans_)
-    if (p.kv_heads == step.kv_heads && p.group == group && p.head_size == step.head_size && p.window == step.window) return p;
   UnitPlan& plan = plans_.emplace_back();
   plan.kv_heads = step.kv_heads, plan.group = group, plan.head_size = step.head_size, plan.window = step.window;
   const int64_t tile = std::max(1, kUnitRows / group);
@@ -95,255 +97,81 @@ const Program::UnitPlan& Program::plan_units(const BatchView& batch, const Atten
     }
   }
   std::reverse(plan.units.begin(), plan.units.end());  // late tokens see most positions: the long units first
-  return plan;
+  partials_.grow((size_t)(partial_floats(step.head_size) * std::max<int64_t>(plan.split ? parts : 0, pool_.threads())));
 }
-
-// Runs one step after another; `rows` is T until a SelectStep, R after it.
-struct StepRunner {
-  Program& p;
-  const BatchView& batch;
-  int64_t rows;
-  int last_out = -1;
-
-  ThreadPool& pool() { return p.pool_; }
-  const KernelTable& k() { return p.kernels_; }
-  int64_t width(int buffer) { return p.floats_[(size_t)buffer].width; }
-  template <class Work>
-  void over_rows(int64_t grain, Work&& work) {
-    pool().run(rows, std::max(grain, grain_for(rows, pool().threads())), [&](int64_t b, int64_t e, int) { work(b, e); });
-  }
-
-  void operator()(const EmbedStep& s) {
-    float* out = p.floats(s.out);
-    const int64_t n = width(s.out);
-    over_rows(4, [&](int64_t b, int64_t e) {
-      for (int64_t t = b; t < e; ++t) unpack_rows(*s.table, batch.token_ids[t], batch.token_ids[t] + 1, out + t * n);
-      if (s.scale != 1.0f) k().scale_rows(out + b * n, s.scale, out + b * n, 0, (e - b) * n);
-    });
-    last_out = s.out;
-  }
-
-  void operator()(const NormStep& s) {
-    const int64_t n = (int64_t)s.weight.size();
-    const float *x = p.floats(s.x), *residual = p.floats(s.residual), *w = s.weight.data();
-    float* out = p.floats(s.out);
-    const QuantisedRows quantised = p.rewritten(s.out_quantised, s.outliers, rows);
-    over_rows(4, [&](int64_t b, int64_t e) {
-      if (residual) k().rms_norm_add(x, w, residual, n, s.eps, out, b * s.groups, e * s.groups);
-      else if (out) k().rms_norm(x, w, n, s.eps, out, b * s.groups, e * s.groups);
-      if (!quantised.q) return;
-      if (out && s.outliers.empty()) k().quantise_rows(out, n, quantised, b, e);
-      else k().rms_norm_quantise(x, w, n, s.eps, quantised, b, e);
-    });
-    if (s.out >= 0) last_out = s.out;
-  }
-
-  void operator()(const QuantiseStep& s) {
-    const QuantisedRows out = p.rewritten(s.out, {}, rows);
-    over_rows(4, [&](int64_t b, int64_t e) { k().quantise_rows(p.floats(s.x), width(s.x), out, b, e); });
-  }
-
-  void operator()(const LinearStep& s) {
-    int64_t panels = 0;
-    for (const LinearPart& part : s.parts) panels += part.weight->panels;
-    pool().run(panels, grain_for(panels, pool().threads()), [&](int64_t b, int64_t e, int) {
-      for (const LinearPart& part : s.parts) {
-        const int64_t n = part.weight->panels;
-        if (b < n && e > 0) {
-          LinearTask task;
-          task.weight = part.weight.get();
-          task.x = p.quantised(s.x_quantised);
-          task.x_float = p.floats(s.x);
-          task.outlier_weights = part.outlier_weights.data();
-          task.tokens = rows;
-          task.out = p.floats(part.out);
-          task.out_stride = width(part.out);
-          task.bias = part.bias.empty() ? nullptr : part.bias.data();
-          task.add = part.add;
-          k().linear(task, std::max<int64_t>(b, 0), std::min(e, n));
-        }
-        b -= n, e -= n;
-      }
-    });
-    last_out = s.parts.back().out;
-  }
-
-  void operator()(const GatedLinearStep& s) {
-    LinearTask task;
-    task.weight = s.gate.get();
-    task.up = s.up.get();
-    task.activation = s.activation;
-    task.x = p.quantised(s.x_quantised);
-    task.tokens = rows;
-    task.outlier_weights = s.gate_outlier_weights.data();
-    task.up_outlier_weights = s.up_outlier_weights.data();
-    task.out_quantised = p.rewritten(s.out_quantised, {}, rows);
-    const int64_t pairs = s.gate->rows / 32;
-    pool().run(pairs, grain_for(pairs, pool().threads()), [&](int64_t b, int64_t e, int) { k().linear_gated(task, b, e); });
-  }
-
-  void operator()(const GatedStep& s) {
-    const int64_t n = width(s.out);
-    over_rows(4, [&](int64_t b, int64_t e) {
-      k().gated_activation(s.activation, p.floats(s.gate), p.floats(s.up), p.floats(s.out), b * n, e * n);
-    });
-    last_out = s.out;
-  }
-
-  void operator()(const RopeStep& s) {
-    const RopeTable& table = p.ropes_[(size_t)s.table];
-    const RopeTask task{s.head_size, table.rotary, table.interleaved, table.cosine.data(), table.sine.data()};
-    over_rows(4, [&](int64_t b, int64_t e) { k().rope(task, p.floats(s.x), p.floats(s.out), s.heads, b, e); });
-    last_out = s.out;
-  }
-
-  void operator()(const AttentionStep& s) {
-    AttentionTask task{};
-    task.cache = &p.cache_;
-    task.layer = s.layer, task.heads = s.heads, task.kv_heads = s.kv_heads, task.head_size = s.head_size;
-    task.scale = s.scale, task.window = s.window, task.softcap = s.softcap;
-    task.positions = batch.positions, task.block_tables = batch.block_tables, task.table_stride = batch.table_stride;
-    task.q = p.floats(s.q), task.out = p.floats(s.out), task.out_quantised = p.rewritten(s.out_quantised, {}, rows);
-    task.q_int8 = p.q_int8_.data(), task.q_scale = p.q_scale_.data(), task.q_sum = p.q_sum_.data();
-    const float *keys = p.floats(s.k), *values = p.floats(s.v);
-    const Program::UnitPlan& plan = p.plan_units(batch, s);
-    if (batch.tokens == batch.sequences && batch.sequences >= 4 * pool().threads() && !plan.split) {
-      decode_sequences(task, plan, keys, values);
-    } else {
-      over_rows(4, [&](int64_t b, int64_t e) {
-        int64_t sequence = std::upper_bound(batch.query_start, batch.query_start + batch.sequences + 1, (int32_t)b) - batch.query_start - 1;
-        for (int64_t t = b; t < e; ++t) {
-          while (t >= batch.query_start[sequence + 1]) ++sequence;
-          k().store_keys(task, keys, values, t, sequence);
-        }
-        k().prepare_queries(task, b, e);
-      });
-      if (plan.split) attend_splits(task, plan);
-      else attend_owners(task, plan);
-    }
-    if (s.out >= 0) last_out = s.out;
-  }
-
-  int64_t partial_floats(const AttentionTask& task) { return (int64_t)kUnitRows * (task.head_size + 2); }
-
-  // One token of each of many sequences: a thread stores a sequence's key and value and attends to it at once,
-  // while the lines it wrote are in its cache. Owners are ordered by sequence, then kv head.
-  void decode_sequences(const AttentionTask& task, const Program::UnitPlan& plan, const float* keys, const float* values) {
-    const int64_t size = partial_floats(task), per_sequence = task.kv_heads, sequences = batch.sequences;
-    reserve_partials(size * pool().threads());
-    pool().run(sequences, std::clamp<int64_t>(sequences / (pool().threads() * 6), 1, 8), [&](int64_t b, int64_t e, int thread) {
-      float* mine = p.partials_.data() + size * thread;
-      for (int64_t s = b; s < e; ++s) {
-        k().store_keys(task, keys, values, s, s);
-        k().prepare_queries(task, s, s + 1);
-        for (int64_t i = s * per_sequence; i < (s + 1) * per_sequence; ++i) {
-          const AttentionUnit* next = i + 1 < e * per_sequence ? &plan.owners[(size_t)i + 1] : nullptr;
-          k().attend(task, plan.owners[(size_t)i], next, mine, p.scratch_[(size_t)thread]);
-          k().finish(task, plan.owners[(size_t)i], mine, 0, 1);
-        }
-      }
-    });
-  }
-
-  void attend_owners(const AttentionTask& task, const Program::UnitPlan& plan) {
-    const int64_t size = partial_floats(task);
-    reserve_partials(size * pool().threads());
-    const int64_t count = (int64_t)plan.units.size();
-    // Several short units to a chunk, so that a thread knows which keys it needs next.
-    pool().run(count, std::clamp<int64_t>(count / (pool().threads() * 8), 1, 8), [&](int64_t b, int64_t e, int thread) {
-      for (int64_t i = b; i < e; ++i) {
-        float* mine = p.partials_.data() + size * thread;
-        const AttentionUnit* next = i + 1 < e ? &plan.units[(size_t)i + 1] : nullptr;
-        k().attend(task, plan.units[(size_t)i], next, mine, p.scratch_[(size_t)thread]);
-        k().finish(task, plan.units[(size_t)i], mine, 0, 1);
-      }
-    });
-  }
-
-  void attend_splits(const AttentionTask& task, const Program::UnitPlan& plan) {
-    const int64_t size = partial_floats(task), count = (int64_t)plan.units.size();
-    reserve_partials(size * count);
-    // plan.units is reversed: unit i of the owners' order is at count - 1 - i; its partials lie at i. A few splits to
-    // a chunk, so that the next one's first keys are fetched while the present one is computed.
-    pool().run(count, std::clamp<int64_t>(count / (pool().threads() * 4), 1, 4), [&](int64_t b, int64_t e, int thread) {
-      for (int64_t i = b; i < e; ++i) {
-        const AttentionUnit* next = i + 1 < e ? &plan.units[(size_t)i + 1] : nullptr;
-        k().attend(task, plan.units[(size_t)i], next, p.partials_.data() + size * (count - 1 - i), p.scratch_[(size_t)thread]);
-      }
-    });
-    pool().run((int64_t)plan.owners.size(), 1, [&](int64_t b, int64_t e, int) {
-      for (int64_t i = b; i < e; ++i)
-        k().finish(task, plan.owners[(size_t)i], p.partials_.data() + size * plan.owner_first[(size_t)i], size,
-                   plan.owner_parts[(size_t)i]);
-    });
-  }
-
-  void reserve_partials(int64_t floats) {
-    if ((int64_t)p.partials_.size() < floats) p.partials_.resize((size_t)floats);
-  }
-
-  void operator()(const AddStep& s) {
-    const int64_t n = width(s.out);
-    over_rows(4, [&](int64_t b, int64_t e) { k().add_rows(p.floats(s.a), p.floats(s.b), p.floats(s.out), b * n, e * n); });
-    last_out = s.out;
-  }
-  void operator()(const ScaleStep& s) {
-    const int64_t n = width(s.out);
-    over_rows(4, [&](int64_t b, int64_t e) { k().scale_rows(p.floats(s.x), s.factor, p.floats(s.out), b * n, e * n); });
-    last_out = s.out;
-  }
-  void operator()(const SoftcapStep& s) {
-    const int64_t n = width(s.out);
-    over_rows(1, [&](int64_t b, int64_t e) { k().softcap_rows(p.floats(s.x), s.cap, p.floats(s.out), b * n, e * n); });
-    last_out = s.out;
-  }
-  void operator()(const SelectStep& s) {
-    const int64_t n = width(s.x);
-    rows = batch.rows;
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(p.floats(s.out) + r * n, p.floats(s.x) + batch.logit_rows[r] * n, sizeof(float) * (size_t)n);
-    last_out = s.out;
-  }
-};
 
 void Program::prepare(const BatchView& batch) {
   // Buffers grow to the largest batch seen and stay: a step after the first of its size allocates nothing.
   for (FloatBuffer& b : floats_) {
     // 16 floats more: elementwise steps work on whole vectors, also on the last of an odd number of columns.
     const size_t need = (size_t)((b.selected ? batch.rows : batch.tokens) * b.width + 16);
-    // A new vector rather than a resize: two sizes at once could be 96 MB of logits.
-    if (b.data.size() < need) std::vector<float>().swap(b.data), b.data.resize(need);
+    b.data.grow(need);
   }
   for (QuantisedBuffer& b : quantised_) {
+    b.outlier_values.grow(most_outliers_ * (size_t)(b.selected ? batch.rows : batch.tokens));
     const size_t slots = (size_t)(tiles_of(b.selected ? batch.rows : batch.tokens) * 16 * (b.columns / 32));
-    if (b.scale.size() >= slots) continue;
-    b.q.resize(slots * 32), b.scale.resize(slots), b.scaled_sum.resize(slots), b.sum.resize(slots), b.half_sum.resize(2 * slots);
+    b.q.grow(slots * 32), b.scale.grow(slots), b.scaled_sum.grow(slots), b.sum.grow(slots), b.half_sum.grow(2 * slots);
   }
+  plans_.clear();
   size_t q_heads = 0, q_width = 0;
   for (const Step& step : steps_)
     if (const AttentionStep* a = std::get_if<AttentionStep>(&step)) {
       q_heads = std::max(q_heads, (size_t)a->heads);
       q_width = std::max(q_width, (size_t)a->heads * (size_t)a->head_size);
+      plan_units(batch, *a);
     }
-  if (q_int8_.size() < (size_t)batch.tokens * q_width) q_int8_.resize((size_t)batch.tokens * q_width);
-  if (q_scale_.size() < (size_t)batch.tokens * q_heads) q_scale_.resize((size_t)batch.tokens * q_heads), q_sum_.resize((size_t)batch.tokens * q_heads);
-  plans_.clear();
-  plans_.reserve(64);  // plan_units hands out references
+  q_int8_.grow((size_t)batch.tokens * q_width);
+  q_scale_.grow((size_t)batch.tokens * q_heads), q_sum_.grow((size_t)batch.tokens * q_heads);
   make_rope_tables(batch);
+}
+
+// With enough rows, a thread takes a chunk of them through all steps up to the next attention (decoding: to the end)
+// instead of sharing every step: fewer waits, and a row's numbers stay in one core's cache, where a shared step reads
+// half of them from the other's. The price is that each chunk reads the weights, so chunks are 16 to 64 rows, enough to
+// hide it, and only where they divide evenly. The bits are the same either way. docs/decisions/0004.
+int64_t Program::rows_per_chunk(int64_t tokens) const {
+  constexpr int64_t kMostTiles = 4;
+  const int64_t threads = pool_.threads(), tiles = tiles_of(tokens), per_thread = (tiles + threads - 1) / threads;
+  const int64_t rounds = (per_thread + kMostTiles - 1) / kMostTiles, chunk = (per_thread + rounds - 1) / rounds * 16;
+  const bool even = per_thread * threads * 16 * 5 <= tokens * 6;  // the longest share at most 1.2 of the mean
+  return even && chunk >= 8 * threads && tokens > 16 ? chunk : 0;
+}
+
+// Steps from `first` on, row chunk by row chunk, until a step that needs all rows; returns that one's place.
+size_t Program::run_by_rows(const BatchView& batch, size_t first, int64_t chunk) {
+  size_t last = first;
+  const AttentionStep* attention = nullptr;
+  for (; last < steps_.size() && !std::holds_alternative<SelectStep>(steps_[last]) && !attention; ++last) {
+    const AttentionStep* a = std::get_if<AttentionStep>(&steps_[last]);
+    if (a && !decodes_together(batch, *a)) attention = a;
+  }
+  const size_t whole = attention ? last - 1 : last;
+  pool_.run((batch.tokens + chunk - 1) / chunk, 1, [&](int64_t b, int64_t e, int thread) {
+    for (int64_t c = b; c < e; ++c) {
+      StepRunner runner{*this, batch, c * chunk, std::min((c + 1) * chunk, batch.tokens), thread};
+      for (size_t i = first; i < whole; ++i) std::visit(runner, steps_[i]);
+      if (attention) runner.store_keys(*attention);
+    }
+  });
+  if (attention) StepRunner{*this, batch, 0, batch.tokens}.attend(*attention);
+  return last;
 }
 
 const float* Program::run(const BatchView& batch) {
   prepare(batch);
-  StepRunner runner{*this, batch, batch.tokens};
-  for (const Step& step : steps_) std::visit(runner, step);
-  return floats(runner.last_out);
+  size_t next = 0;
+  if (const int64_t chunk = rows_per_chunk(batch.tokens))
+    while (next < steps_.size() && !std::holds_alternative<SelectStep>(steps_[next])) next = run_by_rows(batch, next, chunk);
+  StepRunner runner{*this, batch, 0, batch.tokens};
+  for (; next < steps_.size(); ++next) std::visit(runner, steps_[next]);
+  return floats(output_);
 }
 
 void Program::run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before) {
   prepare(batch);
-  StepRunner runner{*this, batch, batch.tokens};
+  StepRunner runner{*this, batch, 0, batch.tokens};
   for (Step& step : steps_) {
-    before(step, runner.rows);
+    before(step, runner.end);
     std::visit(runner, step);
   }
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernel_table.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace stoker {
@@ -46,12 +47,14 @@ struct LinearPart {
 struct LinearStep {  // parts share their input: quantised x, or float x for float weights
   int x, x_quantised;
   std::vector<LinearPart> parts;
+  int outliers = 0;  // of the norm that writes x_quantised
 };
 struct GatedLinearStep {
   int x_quantised, out_quantised;
   Matrix gate, up;
   Activation activation;
   std::vector<float> gate_outlier_weights, up_outlier_weights;
+  int outliers = 0;  // of the norm that writes x_quantised
 };
 struct GatedStep {
   int gate, up, out;
@@ -102,7 +105,7 @@ class Program {
   int float_buffer(int64_t width, bool selected);
   int quantised_buffer(int64_t columns, bool selected);
   int rope_table(int rotary, bool interleaved, std::vector<float> frequency);
-  void add(Step step) { steps_.push_back(std::move(step)); }
+  void add(Step step);
 
   // Runs the batch and chooses, for each norm whose result is quantised, the columns that coarsen their groups
   // most: up to `most` per norm. Once, before the first run; see calibrate.cc.
@@ -118,16 +121,15 @@ class Program {
   struct FloatBuffer {
     int64_t width;
     bool selected;
-    std::vector<float> data;
+    GrowingArray<float> data;
   };
   struct QuantisedBuffer {
     int64_t columns;
     bool selected;
-    std::vector<int8_t> q;
-    std::vector<float> scale, scaled_sum;
-    std::vector<int32_t> sum, half_sum;
-    std::vector<int32_t> outliers;     // columns, as the norm that wrote the buffer last left them
-    std::vector<float> outlier_values; // [tokens][outliers]
+    GrowingArray<int8_t> q;
+    GrowingArray<float> scale, scaled_sum;
+    GrowingArray<int32_t> sum, half_sum;
+    GrowingArray<float> outlier_values; // [tokens][outliers of the norm that wrote the buffer last]
   };
   struct UnitPlan {  // attention work of one batch for layers of one shape
     int kv_heads = 0, group = 0, head_size = 0;
@@ -136,30 +138,41 @@ class Program {
     bool split = false;        // units hold one split each; `owners` join them
     std::vector<AttentionUnit> owners;
     std::vector<int64_t> owner_first, owner_parts;  // index of an owner's first unit, how many it has
+
+    bool suits(const AttentionStep& s) const {
+      return kv_heads == s.kv_heads && group == s.heads / s.kv_heads && head_size == s.head_size && window == s.window;
+    }
   };
 
   float* floats(int buffer) { return buffer < 0 ? nullptr : floats_[(size_t)buffer].data.data(); }
-  QuantisedRows quantised(int buffer);
-  // The buffer about to be written by a step with these outlier columns (none for all but norms).
-  QuantisedRows rewritten(int buffer, const std::vector<int32_t>& outliers, int64_t tokens);
+  // A writer gives its outlier columns, a reader only their number.
+  QuantisedRows quantised(int buffer, int outliers = 0, const int32_t* columns = nullptr);
+  int64_t partial_floats(int head_size) const { return (int64_t)kUnitRows * (head_size + 2); }
   void prepare(const BatchView& batch);
-  void run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before);
   void make_rope_tables(const BatchView& batch);
-  const UnitPlan& plan_units(const BatchView& batch, const AttentionStep& step);
+  void plan_units(const BatchView& batch, const AttentionStep& step);
+  const UnitPlan& plan_of(const AttentionStep& step) const;
+  // One new token of each of many sequences: a row's attention needs no other row of the batch.
+  bool decodes_together(const BatchView& batch, const AttentionStep& step) const;
+  int64_t rows_per_chunk(int64_t tokens) const;
+  size_t run_by_rows(const BatchView& batch, size_t first, int64_t chunk);
+  void run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before);
 
   ThreadPool& pool_;
   KvCache& cache_;
   const KernelTable& kernels_;
   int64_t max_tokens_;
   std::vector<Step> steps_;
+  int output_ = -1;           // float buffer of the last step
+  size_t most_outliers_ = 0;  // of any norm
   std::vector<FloatBuffer> floats_;
   std::vector<QuantisedBuffer> quantised_;
   std::vector<RopeTable> ropes_;
   std::vector<UnitPlan> plans_;  // of the present batch
-  std::vector<float> partials_;
-  std::vector<int8_t> q_int8_;
-  std::vector<float> q_scale_;
-  std::vector<int32_t> q_sum_;
+  GrowingArray<float> partials_;
+  GrowingArray<int8_t> q_int8_;
+  GrowingArray<float> q_scale_;
+  GrowingArray<int32_t> q_sum_;
   std::vector<AttentionScratch> scratch_;  // one per thread
 };
 

@@ -86,36 +86,52 @@ inline void tile_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile&
   const uint8_t* ahead = m.panel(panel) + 5120;
   const int64_t share = (m.panel_bytes + blocks - 1) / blocks;
   const int offset = m.layout.offset - (BITS == 8 ? kByteBias : 0);
+  // Every loop over acc is unrolled whole: indexed by a variable even once, gcc keeps a copy of it in memory and
+  // stores to it in every block.
   F32 acc[NT];
-  for (int t = 0; t < NT; ++t) acc[t] = zero_f32();
-  if (outliers.count)
-    for (int t = 0; t < NT && t < tokens; ++t) acc[t] = outliers.start(first + t);
+#pragma GCC unroll 16
+  for (int t = 0; t < NT; ++t) acc[t] = outliers.start(t < tokens ? first + t : first);
   for (int64_t b = 0; b < blocks; ++b) {
     if (ahead + b * share < cold_end)
       for (int64_t i = 0; i < share; i += 64) prefetch(ahead + b * share + i);
     reader.next(b);
     const int64_t at = b * 16 + first;
     const int8_t* q = x.q + at * 32;
+    // -offset * sum of every token and group, to start the dots from. Through memory, for the dots' first operand then
+    // is a broadcast load and costs the vector units nothing; the asm keeps gcc from making shuffles of it.
+    alignas(64) int32_t start[16 * Reader::kGroups];
+    if constexpr (!MIN) {
+      const int32_t* sum = Reader::kGroups == 1 ? x.sum + at : x.half_sum + 2 * at;
+      for (int i = 0; i < Reader::kGroups * NT; ++i) start[i] = -offset * sum[i];
+      asm("" : "+m"(start));
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < NT; ++t) {
       const int8_t* a = q + t * 32;
 #pragma GCC unroll 2
       for (int g = 0; g < Reader::kGroups; ++g) {
-        const int32_t sum = Reader::kGroups == 1 ? x.sum[at + t] : x.half_sum[2 * (at + t) + g];
-        I32 s = MIN ? zero_i32() : set1((int32_t)(-offset * sum));
+        I32 s = MIN ? zero_i32() : broadcast(start + Reader::kGroups * t + g);
 #pragma GCC unroll 8
-        for (int k = 0; k < GROUP / 4; ++k) {
+        for (int k = 0; k < GROUP / 8; ++k) {
           const int step = g * (GROUP / 4) + k;
           s = BITS == 8 ? dot4_full(s, reader.w[step], a + 4 * step) : dot4(s, reader.w[step], a + 4 * step);
         }
+        I32 s2 = zero_i32();
+#pragma GCC unroll 8
+        for (int k = GROUP / 8; k < GROUP / 4; ++k) {
+          const int step = g * (GROUP / 4) + k;
+          s2 = BITS == 8 ? dot4_full(s2, reader.w[step], a + 4 * step) : dot4(s2, reader.w[step], a + 4 * step);
+        }
+        s = s + s2;
         acc[t] = fma(to_f32(s), reader.scale[g] * set1(x.scale[at + t]), acc[t]);
         if constexpr (MIN) {
-          const float scaled = Reader::kGroups == 1 ? x.scaled_sum[at + t] : x.scale[at + t] * (float)sum;
+          const float scaled = Reader::kGroups == 1 ? x.scaled_sum[at + t] : x.scale[at + t] * (float)x.half_sum[2 * (at + t) + g];
           acc[t] = fma(reader.minimum[g], set1(scaled), acc[t]);
         }
       }
     }
   }
+#pragma GCC unroll 16
   for (int t = 0; t < NT; ++t) out[t] = acc[t];
 }
 
@@ -154,13 +170,23 @@ inline PanelSums panel_sums_for(const Layout& l) {
   return panel_sums<8, 16, false, true>;
 }
 
+// Large results (logits) are stored past the caches. Their rows lie 192 KB or 1 MB apart, so that one panel's lines for
+// 16 tokens fall into the same few sets of every cache and would be fetched, evicted and fetched again: measured 1.4
+// times the time of the whole layer for Gemma's 262 144 rows and 32 tokens.
+inline bool streams(const LinearTask& task) {
+  constexpr int64_t kLargeBytes = 4 << 20;  // more than a core's own caches hold
+  return !task.add && task.out_stride % 16 == 0 && (uintptr_t)task.out % 64 == 0 &&
+         task.tokens * task.out_stride * (int64_t)sizeof(float) >= kLargeBytes;
+}
+
 // Row range of a panel's 16 lanes into out[t], honouring bias, add, and a last panel that is not full.
-inline void store_panel(const LinearTask& task, int64_t panel, int64_t token, F32 sums) {
+inline void store_panel(const LinearTask& task, int64_t panel, int64_t token, F32 sums, bool past_caches) {
   const int64_t row = panel * 16, left = task.weight->rows - row;
   float* out = task.out + token * task.out_stride + row;
   if (left >= 16) {
     if (task.bias) sums = sums + load(task.bias + row);
-    store(out, task.add ? load(out) + sums : sums);
+    if (past_caches) stream(out, sums);
+    else store(out, task.add ? load(out) + sums : sums);
     return;
   }
   alignas(64) float lanes[16];
@@ -184,14 +210,16 @@ inline Outliers outliers_of(const LinearTask& task, const float* weights, int64_
 
 void linear_quantised(const LinearTask& task, int64_t panel_begin, int64_t panel_end) {
   const PanelSums sums_of = panel_sums_for(task.weight->layout);
+  const bool past_caches = streams(task);
   F32 sums[16];
   for (int64_t p = panel_begin; p < panel_end; ++p)
     for (int64_t t = 0; t < task.tokens; t += 16) {
       const int count = (int)(task.tokens - t < 16 ? task.tokens - t : 16);
       sums_of(*task.weight, p, tile_of(task.x, t / 16), count, t == 0 ? fetch_end(task, *task.weight, panel_end) : nullptr,
               outliers_of(task, task.outlier_weights, p, t), sums);
-      for (int i = 0; i < count; ++i) store_panel(task, p, t + i, sums[i]);
+      for (int i = 0; i < count; ++i) store_panel(task, p, t + i, sums[i], past_caches);
     }
+  if (past_caches) stream_end();
 }
 
 // activation(gate) * up, 32 rows at a time so that a whole group can be quantised where it is.

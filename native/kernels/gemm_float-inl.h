@@ -21,7 +21,7 @@ inline void float_tile(const LinearTask& task, int64_t panel, int64_t token) {
 #pragma GCC unroll 8
     for (int t = 0; t < NT; ++t) acc[t] = fma(v, set1(x[t * columns + k]), acc[t]);
   }
-  for (int t = 0; t < NT; ++t) store_panel(task, panel, token + t, acc[t]);
+  for (int t = 0; t < NT; ++t) store_panel(task, panel, token + t, acc[t], false);
 }
 
 template <Kind KIND>

@@ -14,6 +14,9 @@ inline F32 zero_f32() { return STOKER_EACH(_mm256_setzero_ps(), _mm256_setzero_p
 inline F32 set1(float x) { return STOKER_EACH(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
 inline F32 load(const float* p) { return STOKER_EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
 inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v[0]); _mm256_storeu_ps(p + 8, a.v[1]); }
+// Past the caches: p on 64 bytes; stream_end() before another thread reads.
+inline void stream(float* p, F32 a) { _mm256_stream_ps(p, a.v[0]); _mm256_stream_ps(p + 8, a.v[1]); }
+inline void stream_end() { _mm_sfence(); }
 #define STOKER_BINARY(T, name, op) \
   inline T name(T a, T b) { return STOKER_EACH(op(a.v[0], b.v[0]), op(a.v[1], b.v[1])); }
 STOKER_BINARY(F32, operator+, _mm256_add_ps)
@@ -51,6 +54,7 @@ inline F32 load_bf16(const uint16_t* p) { return STOKER_EACH(widen_bf16(p), wide
 
 inline I32 zero_i32() { return STOKER_EACH(_mm256_setzero_si256(), _mm256_setzero_si256()); }
 inline I32 set1(int32_t x) { return STOKER_EACH(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+inline I32 broadcast(const int32_t* p) { return set1(*p); }
 inline I32 iota() {
   return STOKER_EACH(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_set_epi32(15, 14, 13, 12, 11, 10, 9, 8));
 }

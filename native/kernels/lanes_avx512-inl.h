@@ -13,6 +13,9 @@ inline F32 zero_f32() { return {_mm512_setzero_ps()}; }
 inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+// Past the caches: p on 64 bytes; stream_end() before another thread reads.
+inline void stream(float* p, F32 a) { _mm512_stream_ps(p, a.v); }
+inline void stream_end() { _mm_sfence(); }
 inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -36,6 +39,7 @@ inline F32 load_bf16(const uint16_t* p) {
 
 inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
 inline I32 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I32 broadcast(const int32_t* p) { return {_mm512_set1_epi32(*p)}; }
 inline I32 iota() { return {_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)}; }
 inline I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store(int32_t* p, I32 a) { _mm512_storeu_si512(p, a.v); }

@@ -18,6 +18,8 @@ inline F32 set1(float x) { F32 r; STOKER_PARTS r.v[i] = vdupq_n_f32(x); return r
 inline F32 zero_f32() { return set1(0.0f); }
 inline F32 load(const float* p) { F32 r; STOKER_PARTS r.v[i] = vld1q_f32(p + 4 * i); return r; }
 inline void store(float* p, F32 a) { STOKER_PARTS vst1q_f32(p + 4 * i, a.v[i]); }
+inline void stream(float* p, F32 a) { store(p, a); }  // portable code has no stores past the caches
+inline void stream_end() {}
 STOKER_BINARY(F32, F32, operator+, vaddq_f32(a.v[i], b.v[i]))
 STOKER_BINARY(F32, F32, operator-, vsubq_f32(a.v[i], b.v[i]))
 STOKER_BINARY(F32, F32, operator*, vmulq_f32(a.v[i], b.v[i]))
@@ -47,6 +49,7 @@ inline I32 set1(int32_t x) { I32 r; STOKER_PARTS r.v[i] = vdupq_n_s32(x); return
 inline I32 zero_i32() { return set1((int32_t)0); }
 inline I32 load(const int32_t* p) { I32 r; STOKER_PARTS r.v[i] = vld1q_s32(p + 4 * i); return r; }
 inline void store(int32_t* p, I32 a) { STOKER_PARTS vst1q_s32(p + 4 * i, a.v[i]); }
+inline I32 broadcast(const int32_t* p) { return set1(*p); }
 inline I32 iota() {
   static const int32_t k[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return load(k);

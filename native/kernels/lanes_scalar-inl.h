@@ -14,6 +14,8 @@ inline F32 zero_f32() { return {}; }
 inline F32 set1(float x) { F32 r; STOKER_LANES r.v[i] = x; return r; }
 inline F32 load(const float* p) { F32 r; std::memcpy(r.v, p, 64); return r; }
 inline void store(float* p, F32 a) { std::memcpy(p, a.v, 64); }
+inline void stream(float* p, F32 a) { store(p, a); }  // portable code has no stores past the caches
+inline void stream_end() {}
 #define STOKER_BINARY(T, name, expr) \
   inline T name(T a, T b) { T r; STOKER_LANES r.v[i] = expr; return r; }
 STOKER_BINARY(F32, operator+, a.v[i] + b.v[i])
@@ -70,6 +72,7 @@ inline F32 load_bf16(const uint16_t* p) {
 
 inline I32 zero_i32() { return {}; }
 inline I32 set1(int32_t x) { I32 r; STOKER_LANES r.v[i] = x; return r; }
+inline I32 broadcast(const int32_t* p) { return set1(*p); }
 inline I32 iota() { I32 r; STOKER_LANES r.v[i] = i; return r; }
 inline I32 load(const int32_t* p) { I32 r; std::memcpy(r.v, p, 64); return r; }
 inline void store(int32_t* p, I32 a) { std::memcpy(p, a.v, 64); }
