@@ -53,5 +53,17 @@ class CapacityError(StokerError):
     """Out of KV blocks or queue places; the request may succeed later."""
 
 
+class QueueFullError(CapacityError):
+    """As many requests wait as are allowed; `retry_after_s` is when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(StokerError):
+    """The model cannot answer now: its engine is down and could not be started again, or is shutting down."""
+
+
 class EngineError(StokerError):
     """The engine could not go on; the cause is chained."""

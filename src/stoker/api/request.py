@@ -127,17 +127,34 @@ class Request:
     """One question to an endpoint. `prompt` is text, token ids, or the messages of a chat.
 
     `request_id` names the request in events and for abort; it must be unique among an endpoint's open ones.
+    None of the rest changes a token of the answer: it decides when it comes, and whose cache it may use.
     """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: str = ""  # which of several; an endpoint of one model ignores it
+    priority: int = 0  # lower first, as in vLLM
+    tenant: str = ""  # who shares the machine's time fairly with the others
+    cache_salt: str = ""  # prefixes are shared only among requests of the same salt
+    deadline_ms: int | None = None  # from arrival to the first token; late requests end in "abort"
+    resume: tuple[tuple[int, ...], ...] = ()  # per choice: tokens given already, after which it goes on
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, (str, tuple)):
             raise RequestError(f"prompt is {self.prompt!r:.80}; allowed: text, token ids or messages")
         if not isinstance(self.sampling, SamplingParams):
             raise RequestError(f"sampling is {self.sampling!r:.80}; allowed: SamplingParams")
+        check_int("priority", self.priority, -(1 << 31), (1 << 31) - 1)
+        if self.deadline_ms is not None:
+            check_int("deadline_ms", self.deadline_ms, 1, (1 << 31) - 1)
+        for name in ("model", "tenant", "cache_salt"):
+            if not isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} is {getattr(self, name)!r:.80}; allowed: a string")
+        if self.resume and len(self.resume) != self.sampling.n:
+            raise RequestError(
+                f"resume has {len(self.resume)} choices; allowed: none, or n = {self.sampling.n}"
+            )
 
     @property
     def kind(self) -> Literal["text", "tokens", "chat"]:
