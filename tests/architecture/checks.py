@@ -27,6 +27,13 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),
         "engine": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling"}),
+        # Local engines in processes of their own; implements Endpoint, so it stands below the waist.
+        "process": frozenset(
+            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine"}
+        ),
+        # Above the waist: only Endpoint, Request, Event.
+        "telemetry": frozenset({"api"}),
+        "server": frozenset({"api", "telemetry"}),
         "llm": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine"}),
         "bench": frozenset(
             {
@@ -54,6 +61,9 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "engine",
                 "llm",
                 "bench",
+                "process",
+                "telemetry",
+                "server",
             }
         ),
         "__main__": frozenset({"cli"}),
@@ -75,6 +85,15 @@ CONFINED_PACKAGES: Mapping[str, frozenset[str]] = MappingProxyType(
         "rich": frozenset({"cli"}),
         "jinja2": frozenset({"tokenizer"}),
         "tokenizers": frozenset({"tokenizer"}),
+        "zmq": frozenset({"process"}),
+        "msgspec": frozenset({"process", "server"}),
+        "fastapi": frozenset({"server"}),
+        "starlette": frozenset({"server"}),
+        "pydantic": frozenset({"server"}),
+        "uvicorn": frozenset({"server"}),
+        "prometheus_client": frozenset({"telemetry"}),
+        "opentelemetry": frozenset({"telemetry"}),
+        "httpx": frozenset({"bench"}),
     }
 )
 
