@@ -138,7 +138,8 @@ class Request:
     tenant: str = ""  # who shares the machine's time fairly with the others
     cache_salt: str = ""  # prefixes are shared only among requests of the same salt
     deadline_ms: int | None = None  # from arrival to the first token; late requests end in "abort"
-    resume: tuple[tuple[int, ...], ...] = ()  # per choice: tokens given already, after which it goes on
+    # Per choice the tokens given already, after which it goes on; none for a choice that is complete.
+    resume: tuple[tuple[int, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, (str, tuple)):
