@@ -53,7 +53,7 @@ def configure_logging(
     return handler
 
 
-def log_event(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
+def log_event(logger: logging.Logger, level: int, event: str, /, **fields: object) -> None:
     """Log `event` with fields of its own; those that are None are left out."""
     if logger.isEnabledFor(level):
         logger.log(level, event, extra={"fields": {k: v for k, v in fields.items() if v is not None}})
@@ -74,7 +74,7 @@ class JsonFormatter(logging.Formatter):
             line.setdefault(name, value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # ASCII: no encoding, viewer or direction mark can change it
 
 
 class TextFormatter(logging.Formatter):
