@@ -1,14 +1,20 @@
 """KV blocks and who holds them: counts and ids only, no tensor is touched here.
 
 A block is 16 consecutive KV slots of every layer. A sequence holds its blocks through a `BlockTable`;
-forks share blocks and copy one only when they write into it (copy-on-write). The pool is the only writer.
-Conservation law: free + held = total, a held block's references = the tables it stands in. `check` tells.
+forks share blocks and copy one only when they write into it (copy-on-write). The prefix cache (`radix.py`)
+keeps blocks that no table holds any more, and gives them up when the pool runs short. The pool is the only
+writer of references.
+
+Conservation law: free + cached + held = total; a block's references = the tables it stands in, plus one if
+the prefix cache keeps it. `check` tells.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +25,22 @@ Copy = tuple[int, int]  # (source block, destination block)
 
 _FIRST_ROWS = 16  # rows and columns double when they run out: a chat needs few, 64 long contexts many
 _FIRST_COLUMNS = 16
+
+
+class BlockCache(Protocol):
+    """Keeps blocks that nobody else may hold; `RadixTree` is one."""
+
+    def evict(self, blocks: int) -> int:
+        """Let go of up to `blocks` blocks that only the cache holds; how many were."""
+        ...
+
+    def forget(self, block: int) -> None:
+        """Let go of a block that the cache and one table hold; the cache keeps nothing that builds on it."""
+        ...
+
+    def released(self, blocks: list[int]) -> None:
+        """Told when the last table let go of these kept blocks: they may be evicted from now on."""
+        ...
 
 
 class BlockPool:
@@ -35,6 +57,9 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._freed: list[int] = []  # a stack: the most recently used is the likeliest to be in a CPU cache
         self._references: list[int] = []  # by block id; its length is the number of blocks ever touched
+        self._kept = bytearray(num_blocks)  # by block id: 1 if one of its references is the prefix cache's
+        self._cached = 0  # blocks whose only reference is the prefix cache's
+        self._cache: BlockCache | None = None
         self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()
         # [rows, columns]: each open table's block ids, -1 beyond its end. Patched as tables change, so that a
         # step's batch is one gather instead of a rebuild. Row numbers are stable, the array is replaced by
@@ -48,20 +73,45 @@ class BlockPool:
         return self.num_blocks - len(self._references) + len(self._freed)
 
     @property
+    def cached(self) -> int:
+        """Blocks that only the prefix cache holds."""
+        return self._cached
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken: free ones, and cached ones, which are evicted for it."""
+        return self.free + self._cached
+
+    @property
     def held(self) -> int:
         """Distinct blocks that stand in at least one table."""
-        return len(self._references) - len(self._freed)
+        return len(self._references) - len(self._freed) - self._cached
 
     @property
     def touched(self) -> int:
         """Blocks that were ever handed out: what the KV storage occupies at most."""
         return len(self._references)
 
-    def open_table(self) -> BlockTable:
-        """A new table without blocks. Close it, or leave it to its finaliser."""
-        table = BlockTable(self, [])
+    def attach(self, cache: BlockCache) -> None:
+        """Let `cache` keep blocks of this pool, from now on; a pool has one cache at most."""
+        if self._cache is not None:
+            raise EngineError("the block pool has a prefix cache already; allowed: one")
+        self._cache = cache
+
+    def open_table(self, shared: Sequence[int] = ()) -> BlockTable:
+        """A new table that begins with `shared`, blocks that are held or kept. Close it, or leave it to its
+        finaliser.
+        """
+        blocks = list(shared)
+        self._share(blocks)
+        table = BlockTable(self, blocks)
         self._tables.add(table)
         return table
+
+    def only_kept(self, blocks: Sequence[int]) -> int:
+        """How many of these blocks only the prefix cache holds: sharing them makes as many unavailable."""
+        references, kept = self._references, self._kept
+        return sum(1 for block in blocks if references[block] == 1 and kept[block])
 
     def batch_tables(self, rows: list[int], columns: int) -> Int32:
         """[len(rows), columns] block ids, -1 where a table is shorter; a copy, the caller's to keep."""
@@ -78,15 +128,65 @@ class BlockPool:
             length = len(table.block_ids)
             if row[:length].tolist() != list(table.block_ids) or (row[length:] != -1).any():
                 raise EngineError(f"block table row {table.row} differs from its table {table.block_ids}")
+        held = len(standing)
+        standing.update(block for block, kept in enumerate(self._kept) if kept)
         counted = {block: count for block, count in enumerate(self._references) if count}
         if counted != dict(standing):
             raise EngineError(f"block references {counted} differ from the tables' {dict(standing)}")
         if len(set(self._freed)) != len(self._freed) or standing.keys() & set(self._freed):
             raise EngineError(f"free blocks {self._freed} repeat or are held")
-        if self.free + len(standing) != self.num_blocks:
-            raise EngineError(f"{self.free} free + {len(standing)} held blocks are not all {self.num_blocks}")
+        if len(standing) - held != self._cached or self.free + self._cached + held != self.num_blocks:
+            raise EngineError(
+                f"{self.free} free + {self._cached} cached + {held} held blocks are not all {self.num_blocks}"
+            )
+
+    # --- for the prefix cache ---
+
+    def keep(self, block: int) -> None:
+        """Give the cache a reference to a block that a table holds. Raises `EngineError` if it has one."""
+        if self._kept[block]:
+            raise EngineError(f"block {block} stands in the prefix cache already")
+        self._kept[block] = 1
+        self._references[block] += 1
+
+    def let_go(self, block: int) -> None:
+        """Take the cache's reference back; the block is free if it was the only one."""
+        self._kept[block] = 0
+        self._references[block] -= 1
+        if not self._references[block]:
+            self._cached -= 1
+            self._freed.append(block)
+
+    def is_only_kept(self, block: int) -> bool:
+        """True if no table holds this block, which the cache keeps."""
+        return self._references[block] == 1
+
+    def adopt(self, table: BlockTable, index: int, block: int) -> None:
+        """Put `block`, which the cache keeps, in the place of the table's own, which has the same bits."""
+        own = table._blocks[index]
+        self._share([block])
+        table._blocks[index] = block
+        self._write_row(table.row, index, [block])
+        self._give_back([own])
 
     # --- for BlockTable, the only other writer of what is below ---
+
+    def _make_free(self, blocks: int) -> None:
+        """Evict until `blocks` are free; `CapacityError` if the cache cannot give as many."""
+        short = blocks - self.free
+        if short <= 0:
+            return
+        if short > self._cached or self._cache is None or self._cache.evict(short) < short:
+            raise CapacityError(
+                f"{blocks} KV blocks are needed, {self.available} of {self.num_blocks} are free"
+            )
+
+    def _share(self, blocks: list[int]) -> None:
+        references, kept = self._references, self._kept
+        for block in blocks:
+            if references[block] == 1 and kept[block]:
+                self._cached -= 1
+            references[block] += 1
 
     def _take(self) -> int:
         if self._freed:
@@ -100,12 +200,20 @@ class BlockPool:
         return block
 
     def _give_back(self, blocks: list[int]) -> None:
-        references = self._references
+        references, kept = self._references, self._kept
+        released = []
         # From the end: the last ones freed are taken first, so the table's first blocks are reused first.
         for block in reversed(blocks):
-            references[block] -= 1
-            if not references[block]:
+            count = references[block] - 1
+            references[block] = count
+            if not count:
                 self._freed.append(block)
+            elif count == 1 and kept[block]:
+                released.append(block)
+        if released:
+            self._cached += len(released)
+            assert self._cache is not None  # it keeps the block
+            self._cache.released(released)
 
     def _take_row(self) -> int:
         if not self._free_rows:
@@ -140,11 +248,14 @@ class BlockTable:
     it changes only when a write into a shared one makes a copy.
     """
 
-    __slots__ = ("__weakref__", "_blocks", "_finalizer", "_pool", "row")
+    __slots__ = ("__weakref__", "_blocks", "_finalizer", "_pool", "cached_blocks", "cursor", "row")
 
     def __init__(self, pool: BlockPool, blocks: list[int]) -> None:
         self._pool = pool
         self._blocks = blocks
+        # The prefix cache's notes: it keeps the first `cached_blocks` blocks; the last of them is at `cursor`.
+        self.cached_blocks = 0
+        self.cursor: object = None
         self.row = pool._take_row()  # where this table stands in BlockPool.batch_tables
         if blocks:
             pool._write_row(self.row, 0, blocks)
@@ -186,29 +297,47 @@ class BlockTable:
         return not self._copied_on_write(start, end)
 
     def blocks_needed(self, start: int, end: int) -> int:
-        """How many free blocks a write of positions [start, end) takes; start <= slots held."""
-        missing = -(-end // BLOCK_TOKENS) - len(self._blocks)
-        return max(missing, 0) + len(self._copied_on_write(start, end))
+        """How many available blocks a write of positions [start, end) takes; start <= slots held.
+
+        A shared block counts only if another table holds it: what only the prefix cache shares is copied
+        while blocks are available, and else written in place, which the cache then forgets.
+        """
+        missing = max(-(-end // BLOCK_TOKENS) - len(self._blocks), 0)
+        shared = self._copied_on_write(start, end)
+        return missing + len(shared) - self._shared_with_cache(shared)
 
     def extend(self, start: int, end: int) -> tuple[Copy, ...]:
         """Make positions [start, end) writable; what is before start stays readable.
 
         Returns the copies that must be made, in order, before the write. Raises `CapacityError`, with nothing
-        changed, if the pool has too few free blocks.
+        of the table changed, if the pool has too few available blocks.
         """
         self._must_be_open()
         pool, blocks = self._pool, self._blocks
         shared = self._copied_on_write(start, end)
         first = len(blocks)
         missing = max(-(-end // BLOCK_TOKENS) - first, 0)
-        if missing + len(shared) > pool.free:
-            raise CapacityError(
-                f"{missing + len(shared)} KV blocks are needed, {pool.free} of {pool.num_blocks} are free"
-            )
+        needed = missing + len(shared)
+        if needed > pool.available:
+            # Only what another table holds must be copied; the rest the cache forgets.
+            in_place = min(self._shared_with_cache(shared), needed - pool.available)
+            needed -= in_place
+        else:
+            in_place = 0
+        pool._make_free(needed)
+        if start // BLOCK_TOKENS < self.cached_blocks:
+            self._leave_cache(start, end)
+        for index in reversed(tuple(shared)):  # the cache forgets the end of a path first
+            if in_place and self._shared_with_cache([index]):
+                assert pool._cache is not None
+                pool._cache.forget(blocks[index])
+                shared.remove(index)
+                in_place -= 1
         copies = []
         for index in shared:
-            source, blocks[index] = blocks[index], pool._take()
-            pool._give_back([source])  # another table still holds it
+            source = blocks[index]
+            blocks[index] = pool._take()
+            pool._give_back([source])  # another table, or the cache, still holds it
             pool._write_row(self.row, index, [blocks[index]])
             copies.append((source, blocks[index]))
         if missing:
@@ -224,12 +353,7 @@ class BlockTable:
             raise EngineError(
                 f"a fork at {tokens} tokens needs {count} blocks; the table has {len(self._blocks)}"
             )
-        shared = self._blocks[:count]
-        for block in shared:
-            self._pool._references[block] += 1
-        table = BlockTable(self._pool, shared)
-        self._pool._tables.add(table)
-        return table
+        return self._pool.open_table(self._blocks[:count])
 
     def close(self) -> None:
         """Give the blocks back. May be called more than once."""
@@ -240,6 +364,26 @@ class BlockTable:
         touched = range(start // BLOCK_TOKENS, min(len(self._blocks), -(-end // BLOCK_TOKENS)))
         references = self._pool._references
         return [index for index in touched if references[self._blocks[index]] > 1]
+
+    def _shared_with_cache(self, indices: list[int]) -> int:
+        """How many of these places have a block that this table and the cache hold, and nobody else."""
+        references, kept = self._pool._references, self._pool._kept
+        blocks = (self._blocks[index] for index in indices)
+        return sum(1 for block in blocks if references[block] == 2 and kept[block])
+
+    def _leave_cache(self, start: int, end: int) -> None:
+        """A write into cached blocks: from there on the table's blocks are its own again.
+
+        A table holds a path of the tree from its root, or eviction could not tell what is in use; so the
+        write must reach to the end of the path.
+        """
+        if -(-end // BLOCK_TOKENS) < self.cached_blocks:
+            raise EngineError(
+                f"positions {start} to {end - 1} are written below {self.cached_blocks} cached blocks; "
+                "allowed: a write to the end of them"
+            )
+        self.cached_blocks = 0
+        self.cursor = None  # the next insert walks the path again
 
     def _must_be_open(self) -> None:
         if self.closed:
