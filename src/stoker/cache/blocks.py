@@ -253,7 +253,7 @@ class BlockTable:
     def __init__(self, pool: BlockPool, blocks: list[int]) -> None:
         self._pool = pool
         self._blocks = blocks
-        # The prefix cache's notes: it keeps the first `cached_blocks` blocks; the last of them is at `cursor`.
+        # The prefix cache's notes: it keeps the first `cached_blocks` blocks, the last of them at `cursor`.
         self.cached_blocks = 0
         self.cursor: object = None
         self.row = pool._take_row()  # where this table stands in BlockPool.batch_tables

@@ -117,8 +117,7 @@ class RadixTree:
         preemption. Raises `EngineError` if the tree has dropped a matched block since.
         """
         node = match.node
-        if node is not None and node.block != match.blocks[-1]:
-            raise EngineError(f"a match of {match.tokens} tokens is out of date; allowed: one of this moment")
+        _must_be_current(match)
         if count:
             self.queries_tokens += match.queried_tokens
             self.hits_tokens += match.tokens
@@ -183,10 +182,56 @@ class RadixTree:
             if node.last_use != last_use:
                 self._enqueue(node)
                 continue
+            self._save(node)
             self._remove(node)
             evicted += 1
         self.evictions += evicted
         return evicted
+
+    def fetch(self, namespace: bytes, ids: Int32, match: Match, limit_blocks: int) -> Match:
+        """Continue a match of `ids` with up to `limit_blocks` blocks from the tier; the match as it is then.
+
+        Writes their bytes into the store at once. So it must not be called while a plan has copies that are
+        not made yet: their sources may be evicted here, and written over.
+        """
+        _must_be_current(match)
+        tier, store = self._tier, self._store
+        if tier is None or store is None:
+            return match
+        data, known = _bytes_of(ids), match.tokens // BLOCK_TOKENS
+        last = min(len(data) // KEY_BYTES, known + limit_blocks)
+        node = _whole(match)
+        digest = root_digest(self.identity, namespace) if node is None else node.digest
+        fetched = 0
+        with self.pool.open_table(match.blocks[:known]) as table:  # keeps the path while blocks are taken
+            for index in range(known, last):
+                key = data[index * KEY_BYTES : (index + 1) * KEY_BYTES]
+                digest = chained_digest(digest, key)
+                if not tier.has(digest) or not self.pool.available:
+                    break
+                table.extend(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+                payload = tier.get(digest)
+                if payload is None:
+                    break
+                block = table.block_ids[-1]
+                store.write_block(block, payload)
+                node = self._add(node or self._root(namespace), key, digest, block)
+                fetched += 1
+        self.disk_hits_tokens += fetched * BLOCK_TOKENS
+        return self.match(namespace, ids) if fetched else match
+
+    def spill(self, limit: int, *, everything: bool = False) -> int:
+        """Write up to `limit` blocks to the tier, of prefixes that were read again; how many were written.
+
+        With `everything` also of those that were not: when the engine closes. Between steps only. Prefixes
+        before what builds on them, so that a part of the work is of use.
+        """
+        if everything and self._tier is not None:
+            self._unsaved.update((node.serial, node) for node in self._nodes.values())
+        written = 0
+        while self._unsaved and written < limit:
+            written += self._save(self._unsaved.pop(next(iter(self._unsaved))))
+        return written
 
     def hottest(self, count: int) -> tuple[HotPrefix, ...]:
         """The prefixes read most often: of a path with equal hits its end, longest first among equals."""
@@ -277,6 +322,13 @@ class RadixTree:
         if self.pool.is_only_kept(parent.block):
             self._enqueue(parent)
 
+    def _save(self, node: Node) -> bool:
+        """Write a node's bytes to the tier; false if it has them, or cannot."""
+        tier, store = self._tier, self._store
+        if tier is None or store is None or tier.has(node.digest):
+            return False
+        return tier.put(node.digest, store.read_block(node.block))
+
     def _enqueue(self, node: Node) -> None:
         if not node.queued:
             node.queued = True
@@ -290,6 +342,11 @@ class RadixTree:
                 fresh.append(step)
         if self._tier is not None:
             self._unsaved.update((step.serial, step) for step in reversed(fresh))
+
+
+def _must_be_current(match: Match) -> None:
+    if match.node is not None and match.node.block != match.blocks[-1]:
+        raise EngineError(f"a match of {match.tokens} tokens is out of date; allowed: one of this moment")
 
 
 def _path(node: Node | None) -> Iterator[Node]:
