@@ -67,6 +67,8 @@ class Browser:
             },
         )
         self._url += f"/session/{answer['sessionId']}"
+        self.open("about:blank")  # instead of the browser's own first page, whose requests are none of ours
+        self.requested_urls()
 
     def __enter__(self) -> Browser:
         return self

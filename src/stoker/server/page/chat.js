@@ -17,9 +17,9 @@ export class Chat {
     this.answering = null; // the AbortController of the answer under way
     const find = (id) => document.getElementById(id);
     this.view = {
-      form: find("composer"), prompt: find("prompt"), label: find("prompt-label"), send: find("send"),
+      chat: find("chat"), form: find("composer"), prompt: find("prompt"), label: find("prompt-label"), send: find("send"),
       stop: find("stop"), messages: find("messages"), scroll: find("scroll"), welcome: find("welcome"),
-      announcement: find("announcement"), settings: find("settings"), systemField: find("system-field"),
+      announcement: find("announcement"), settings: find("settings"), settingsButton: find("settings-button"), systemField: find("system-field"),
     };
     this.listen(find);
     this.restoreSettings();
@@ -31,7 +31,7 @@ export class Chat {
       event.preventDefault();
       this.submit();
     });
-    form.addEventListener("invalid", () => { this.view.settings.open = true; }, true);
+    form.addEventListener("invalid", () => this.showSettings(true), true);
     form.addEventListener("change", () => this.saveSettings());
     prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -43,6 +43,7 @@ export class Chat {
     });
     stop.addEventListener("click", () => this.stop());
     find("new-chat").addEventListener("click", () => this.clear());
+    this.view.settingsButton.addEventListener("click", () => this.showSettings(this.view.settings.hidden));
     find("reset").addEventListener("click", () => this.resetSettings());
   }
 
@@ -171,6 +172,11 @@ export class Chat {
     return Number.isNaN(given) ? Math.floor(Math.random() * LARGEST_SEED) : given;
   }
 
+  showSettings(areShown) {
+    this.view.settings.hidden = !areShown;
+    this.view.settingsButton.setAttribute("aria-expanded", String(areShown));
+  }
+
   saveSettings() {
     const { elements } = this.view.form;
     const values = Object.fromEntries([...NUMBERS, "seed", "system"].map((name) => [name, elements[name].value]));
@@ -201,7 +207,7 @@ export class Chat {
     const said = element("div", "said");
     item.append(element("h3", "", name), said);
     this.view.messages.append(item);
-    this.scrollToEnd(true);
+    this.scrollToEnd();
     return { item, said, drawnMs: 0, frame: 0 };
   }
 
@@ -211,7 +217,7 @@ export class Chat {
       message.drawnMs = performance.now();
       const follows = this.isAtEnd();
       showText(message.said, answer.text);
-      if (follows) this.scrollToEnd(false);
+      if (follows) this.scrollToEnd();
     };
     if (now) {
       cancelAnimationFrame(message.frame);
@@ -255,7 +261,7 @@ export class Chat {
     facts.append(seed);
     if (answer.text && navigator.clipboard) facts.append(copy); // browsers have none on a page without TLS
     if (answer.text || !answer.error) message.item.append(facts);
-    if (this.isAtEnd(120)) this.scrollToEnd(false);
+    if (this.isAtEnd(120)) this.scrollToEnd();
   }
 
   showError(message, error, turns) {
@@ -272,7 +278,7 @@ export class Chat {
     });
     note.append(again);
     message.item.append(note);
-    this.scrollToEnd(false);
+    this.scrollToEnd();
   }
 
   showAnswering(isAnswering) {
@@ -288,22 +294,21 @@ export class Chat {
     this.view.announcement.textContent = text;
   }
 
-  // Wide, the conversation scrolls by itself; narrow, the whole page does.
-  get scroller() {
-    const { scroll } = this.view;
-    return scroll.scrollHeight > scroll.clientHeight + 1 ? scroll : document.scrollingElement;
+  // Wide, the conversation scrolls by itself; narrow, the whole page does, as page.css has it.
+
+  get isNarrow() {
+    return matchMedia("(max-width: 60rem)").matches;
   }
 
   isAtEnd(slack = 48) {
-    if (this.scroller === this.view.scroll) {
-      const { scrollTop, scrollHeight, clientHeight } = this.view.scroll;
-      return scrollHeight - scrollTop - clientHeight < slack;
-    }
-    return this.view.form.getBoundingClientRect().bottom < window.innerHeight + slack;
+    const { scroll, chat } = this.view;
+    if (this.isNarrow) return chat.getBoundingClientRect().bottom < window.innerHeight + slack;
+    return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < slack;
   }
 
   scrollToEnd() {
-    if (this.scroller === this.view.scroll) this.view.scroll.scrollTop = this.view.scroll.scrollHeight;
-    else this.view.messages.lastElementChild?.scrollIntoView({ block: "nearest" });
+    const { scroll, chat } = this.view;
+    if (this.isNarrow) chat.scrollIntoView({ block: "end" });
+    else scroll.scrollTop = scroll.scrollHeight;
   }
 }

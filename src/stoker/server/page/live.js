@@ -100,7 +100,7 @@ export class Live {
   }
 
   showSpeed(rates) {
-    this.set("rate", Math.round(rates.at(-1) ?? 0));
+    this.text("rate", rates.length ? number(Math.round(rates.at(-1))) : "–"); // two answers make a rate
     const peak = Math.max(0, ...rates);
     this.text("peak", peak >= 0.5 ? `highest ${number(Math.round(peak))}` : "");
     const scale = Math.max(peak, 1) * 1.1;

@@ -10,6 +10,8 @@ const api = new Api(askForKey);
 const choice = document.getElementById("model");
 const health = document.getElementById("health");
 const model = () => choice.value;
+const keyButton = document.getElementById("key-button");
+keyButton.hidden = !api.key;
 const live = new Live(api, { model, onChange });
 const chat = new Chat(api, { model, hasTemplate: () => live.find(model())?.has_chat_template ?? null });
 
@@ -20,7 +22,7 @@ choice.addEventListener("change", () => {
   showHealth(live.models);
 });
 
-document.getElementById("key-button").addEventListener("click", async () => {
+keyButton.addEventListener("click", async () => {
   const key = await askForKey("The key is sent with each request from this page.");
   if (key === null) return;
   api.key = key;
@@ -71,6 +73,7 @@ function setHealth(kind, text) {
 
 // Resolves to the key, "" to forget it, or null if the dialog was cancelled.
 function askForKey(message) {
+  keyButton.hidden = false; // from now on it may be changed
   const dialog = document.getElementById("key-dialog");
   const field = document.getElementById("key");
   document.getElementById("key-note").textContent = `${message} It is kept until this tab is closed.`;
