@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Payload = bytes | memoryview | npt.NDArray[np.uint8]  # one block's bytes over all layers, contiguous
+Payload = npt.NDArray[np.uint8]  # [block_bytes] one block's keys and values, of every layer
 
 
 class BlockStore(Protocol):
     """Holds the blocks' bytes; an interpreter is one."""
 
-    def read_block(self, block: int) -> npt.NDArray[np.uint8]:
-        """[block_bytes] a copy of one block's keys and values, of every layer."""
+    def read_block(self, block: int) -> Payload:
+        """[block_bytes] a copy of one block's bytes."""
         ...
 
-    def write_block(self, block: int, payload: Any) -> None:
+    def write_block(self, block: int, payload: Payload) -> None:
         """Put such bytes into a block. `EngineError` if their number is wrong."""
         ...
 
@@ -33,6 +33,6 @@ class BlockTier(Protocol):
         """Keep a block; false if the tier cannot."""
         ...
 
-    def get(self, digest: bytes) -> memoryview | None:
+    def get(self, digest: bytes) -> Payload | None:
         """[block_bytes] what was put, verified, or none. Valid until the next `put`."""
         ...
