@@ -1,0 +1,183 @@
+"""From a body's bytes to validated fields, or to a refusal that names the field and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from stoker.server.errors import Refusal, refuse
+
+F = TypeVar("F", bound=BaseModel)
+
+_LATER = "it comes with a later release"
+_TOOLS = f"tool calls are not supported: {_LATER}"
+_GRAMMARS = f"structured output is not supported: {_LATER}"
+_TEXT_ONLY = "only text goes in and comes out"
+
+# Fields that clients know and this server has not: why. A value in the second table asks for nothing that is
+# not done anyway, and is let through.
+REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "tools": _TOOLS,
+        "tool_choice": _TOOLS,
+        "parallel_tool_calls": _TOOLS,
+        "functions": _TOOLS,
+        "function_call": _TOOLS,
+        "tool_calls": _TOOLS,
+        "tool_call_id": _TOOLS,
+        "response_format": f'{_GRAMMARS}; allowed: {{"type": "text"}}',
+        "structured_outputs": _GRAMMARS,
+        "guided_json": _GRAMMARS,
+        "guided_regex": _GRAMMARS,
+        "guided_choice": _GRAMMARS,
+        "guided_grammar": _GRAMMARS,
+        "audio": _TEXT_ONLY,
+        "modalities": f'{_TEXT_ONLY}; allowed: ["text"]',
+        "prediction": "predicted outputs are not supported",
+        "reasoning_effort": "no model here takes it",
+        "verbosity": "no model here takes it",
+        "web_search_options": "this server searches nothing",
+        "service_tier": "there is one tier; allowed: auto, default",
+        "store": "answers are not stored; allowed: false",
+        "metadata": "answers are not stored, so nothing would carry it; allowed: {}",
+        "prompt_logprobs": "log-probabilities of a prompt are not given here (LLM.score has them)",
+        "suffix": "text in the middle of two others is not supported",
+        "use_beam_search": "answers are sampled; allowed: false",
+        "chat_template": "the model's own template is used",
+        "chat_template_kwargs": "the model's own template is used as it is",
+        "add_generation_prompt": "allowed: true",
+        "continue_final_message": "allowed: false",
+        "documents": "not supported",
+        "truncate_prompt_tokens": "prompts are never cut; one that is too long is a 400",
+        "skip_special_tokens": "control tokens are never part of an answer's text; allowed: true",
+        "spaces_between_special_tokens": "allowed: true",
+        "length_penalty": "answers are sampled; allowed: 1.0",
+        "name": "templates here take a role and a content",
+    }
+)
+_ACCEPTED_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "tools": ([],),
+        "functions": ([],),
+        "tool_calls": ([],),
+        "tool_choice": ("none",),
+        "function_call": ("none",),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "metadata": ({},),
+        "use_beam_search": (False,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True,),
+        "length_penalty": (1.0, 1),
+        "annotations": ([],),
+    }
+)
+_MOST_SHOWN = 80  # characters of a wrong value in a message
+
+
+def parse(body: bytes, model: type[F]) -> F:
+    """The fields of a JSON body. Raises `Refusal`.
+
+    Null means left out, for known and unknown fields alike: clients send the answers' own objects back,
+    whose empty fields are nulls.
+    """
+    given = _object(body)
+    known = model.model_fields
+    cleaned = _without_defaults(given, known)
+    messages = cleaned.get("messages")
+    if "messages" in known and isinstance(messages, list):
+        cleaned["messages"] = [
+            _without_defaults(m, ("role", "content")) if isinstance(m, dict) else m for m in messages
+        ]
+    try:
+        return model.model_validate(cleaned)
+    except ValidationError as error:
+        raise _refusal_of(error, known) from None
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        given = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise refuse(None, f"the body is not UTF-8: {error.reason}", code="invalid_json") from None
+    except msgspec.MsgspecError as error:
+        raise refuse(None, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise refuse(None, "the body nests too deeply; allowed: some hundred levels") from None
+    if not isinstance(given, dict):
+        raise refuse(None, f"the body is a JSON {_kind(given)}; allowed: an object", code="invalid_json")
+    return given
+
+
+def _without_defaults(given: dict[str, Any], known: Any) -> dict[str, Any]:
+    """`given` without nulls and without fields that ask for what is done anyway."""
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and (name in known or not _is_accepted(name, value))
+    }
+
+
+def _is_accepted(name: str, value: Any) -> bool:
+    # `==` alone would take 1 for true; a bool only equals a bool here.
+    return any(
+        value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
+        for accepted in _ACCEPTED_VALUES.get(name, ())
+    )
+
+
+def _refusal_of(error: ValidationError, known: Any) -> Refusal:
+    """One sentence for the first thing that is wrong; of a union's several, for the one that got furthest."""
+    errors = error.errors(include_url=False, include_context=False)
+    first_field = errors[0]["loc"][:1]
+    of_field = [item for item in errors if item["loc"][:1] == first_field]
+    item = max(of_field, key=lambda e: (len(e["loc"]), e["type"] != "extra_forbidden"))
+    param = _path(item["loc"])
+    last = str(item["loc"][-1]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        if last in REFUSED_FIELDS:
+            return refuse(param, f"{param}: {REFUSED_FIELDS[last]}", code="unsupported_parameter")
+        is_top = len(item["loc"]) == 1
+        allowed = f"; allowed: {', '.join(sorted(known))}" if is_top else ""
+        return refuse(param, f"{param} is not a field of this request{allowed}", code="unknown_parameter")
+    if item["type"] == "missing":
+        return refuse(param, f"{param} is missing", code="missing_parameter")
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    others = sorted({e["msg"] for e in of_field if _path(e["loc"]) == param})
+    if len(others) > 1:  # the forms of a union
+        message = "; or: ".join(text[:1].lower() + text[1:] for text in others)
+    return refuse(param, f"{param} is {_shown(item['input'])}: {message}", code="invalid_value")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """("messages", 0, "content", "list[TextPart]", 1, "type") -> messages[0].content[1].type."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int", "float", "constrained"):
+            path += f".{part}" if path else part
+    return path
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _kind(value: Any) -> str:
+    for kind, name in ((bool, "boolean"), (str, "string"), (int | float, "number"), (list, "array")):
+        if isinstance(value, kind):
+            return name
+    return "null"

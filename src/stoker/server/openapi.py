@@ -1,0 +1,187 @@
+"""The OpenAPI document: paths by hand, schemas from the pydantic models that check and describe bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from stoker import __version__
+from stoker.server import schemas
+from stoker.server.http import JSON, Receive, Scope, Send, answer_bytes
+
+_REF = "#/components/schemas/{model}"
+_REASONS: Mapping[int, str] = MappingProxyType(
+    {
+        304: "Not modified",
+        400: "A field is wrong, contradicts another, or is not supported; the prompt is too long",
+        401: "No API key, or an unknown one",
+        403: "The Host header is not one of this server's",
+        404: "The model is not served here; the message lists those that are",
+        405: "Another method",
+        408: "The body came too slowly, or no token within deadline_ms",
+        413: "The body is larger than allowed",
+        415: "The body is not application/json",
+        429: "The queue is full: see Retry-After",
+        500: "The engine failed; the log has the reason under the request's id",
+        503: "The model cannot answer now: see Retry-After",
+    }
+)
+_OF_ALL = (401, 403)
+_OF_BODIES = (400, 404, 408, 413, 415, 429, 500, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    path: str
+    method: str
+    summary: str
+    answer: type[BaseModel] | str  # a schema, or a media type
+    body: type[BaseModel] | None = None
+    errors: Sequence[int] = ()
+    streams: bool = False
+    is_open: bool = False  # needs no key
+    parameter: str | None = None  # in the path
+    example: str | None = None  # of that
+
+
+_OPERATIONS: Sequence[_Operation] = (
+    _Operation(
+        "/v1/chat/completions",
+        "post",
+        "Answer the messages of a chat",
+        schemas.ChatCompletion,
+        schemas.ChatCompletionRequest,
+        _OF_BODIES,
+        streams=True,
+    ),
+    _Operation(
+        "/v1/completions",
+        "post",
+        "Continue texts or token ids",
+        schemas.Completion,
+        schemas.CompletionRequest,
+        _OF_BODIES,
+        streams=True,
+    ),
+    _Operation("/v1/models", "get", "List the models on offer", schemas.ModelList),
+    _Operation(
+        "/v1/models/{model}",
+        "get",
+        "One model",
+        schemas.Model,
+        errors=(404,),
+        parameter="model",
+        example="smollm2",
+    ),
+    _Operation(
+        "/tokenize",
+        "post",
+        "The token ids of a prompt",
+        schemas.Tokens,
+        schemas.TokenizeRequest,
+        _OF_BODIES,
+    ),
+    _Operation(
+        "/detokenize",
+        "post",
+        "The text of token ids",
+        schemas.Text,
+        schemas.DetokenizeRequest,
+        _OF_BODIES,
+    ),
+    _Operation("/health", "get", "200 while a token can be produced", schemas.Health, is_open=True),
+    _Operation("/ping", "get", "The same as /health", schemas.Health, is_open=True),
+    _Operation("/version", "get", "The release that runs here", schemas.Version),
+    _Operation("/metrics", "get", "Metrics in Prometheus' text format", "text/plain"),
+    _Operation("/stats", "get", "Counters and hottest prefixes, as the page shows them", schemas.Stats),
+)
+
+
+@cache
+def openapi_document() -> dict[str, Any]:
+    """The document. Callers do not change it."""
+    models = _models()
+    _, schema = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in _OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Stoker",
+            "version": __version__,
+            "description": "OpenAI's API, answered by models on this machine. Every field is either obeyed "
+            "or refused by name.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schema["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _models() -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = [schemas.ErrorAnswer]
+    for operation in _OPERATIONS:
+        for model in (operation.body, operation.answer):
+            if isinstance(model, type) and model not in found:
+                found.append(model)
+    return found
+
+
+def _describe(operation: _Operation) -> dict[str, Any]:
+    content = (
+        {operation.answer: {"schema": {"type": "string"}}}
+        if isinstance(operation.answer, str)
+        else _json(operation.answer)
+    )
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
+    for status in sorted({*_OF_ALL, *operation.errors}):
+        responses[str(status)] = {"description": _REASONS[status], "content": _json(schemas.ErrorAnswer)}
+    if operation.answer is schemas.Health:
+        responses["503"] = {"description": "No token can be produced", "content": _json(schemas.Health)}
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": f"{operation.method}_{operation.path.strip('/').replace('/', '_')}".replace(
+            "{", ""
+        ).replace("}", ""),
+        "responses": responses,
+    }
+    if not operation.is_open:
+        described["security"] = [{}, {"key": []}]
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _json(operation.body)}
+    if operation.parameter is not None:
+        described["parameters"] = [
+            {
+                "name": operation.parameter,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "minLength": 1},
+                "example": operation.example,
+            }
+        ]
+    return described
+
+
+def _json(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+
+
+@dataclass(frozen=True)
+class OpenApi:
+    """GET /openapi.json."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        await answer_bytes(scope, send, 200, msgspec.json.encode(openapi_document()), [JSON])

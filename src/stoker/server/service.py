@@ -1,0 +1,94 @@
+"""What all handlers share: the host, the options, and how much is open now. One for each server."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stoker.api.errors import ModelNotFoundError
+from stoker.api.protocols import ModelCard, ModelHost
+from stoker.server.errors import Problem, Refusal
+from stoker.server.http import BodyBudget
+from stoker.server.options import ServerOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What others tell of the server; made where the telemetry is."""
+
+    metrics: Callable[[], Awaitable[bytes]]
+    metrics_content_type: str
+    stats: Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+@dataclass(slots=True)
+class Service:
+    """Owns the counters of what is open; handlers hold a reference to it."""
+
+    host: ModelHost
+    options: ServerOptions
+    views: Views | None = None  # none: no /metrics and /stats
+    bodies: BodyBudget = field(default_factory=BodyBudget)
+    draining: bool = False  # set once, by whoever stops the server
+    open_requests: int = 0
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def model_name(self, given: str | None) -> str:
+        """The name of a model on offer; the first for none. Raises `Refusal` that lists them."""
+        cards = self.host.cards()
+        if given is None:
+            return cards[0].name
+        if all(card.name != given for card in cards):
+            raise ModelNotFoundError(
+                f"the model {given!r:.200} is not served here; "
+                f"known: {', '.join(card.name for card in cards)}"
+            )
+        return given
+
+    def card(self, name: str) -> ModelCard:
+        """The card of a model on offer; raises as `model_name`."""
+        known = self.model_name(name)
+        return next(card for card in self.host.cards() if card.name == known)
+
+    def engine_id(self, request_id: str, prompt: int) -> str:
+        """An id that no open request of an engine has, whatever clients call theirs."""
+        return f"{request_id}#{next(self._numbers)}.{prompt}"
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Counts a request while it is open. Raises `Refusal` if there are too many, or the server stops."""
+        if self.draining:
+            raise Refusal(
+                Problem(
+                    503,
+                    "the server is stopping",
+                    type="service_unavailable_error",
+                    code="stopping",
+                    retry_after_s=5.0,
+                    headers=((b"connection", b"close"),),
+                )
+            )
+        if self.open_requests >= self.options.max_open_requests:
+            raise Refusal(
+                Problem(
+                    429,
+                    f"{self.open_requests} requests are open; allowed: at most "
+                    f"{self.options.max_open_requests}",
+                    type="rate_limit_error",
+                    code="requests_full",
+                    retry_after_s=1.0,
+                )
+            )
+        self.open_requests += 1
+        try:
+            yield
+        finally:
+            self.open_requests -= 1
+
+    def now_s(self) -> int:
+        """Unix seconds, for `created`."""
+        return int(time.time())
