@@ -69,7 +69,8 @@ def test_any_company_any_engine(
                 engine.check()
         step += 1
         assert step < 5000, "the engine makes no progress"
-    assert engine.pool.free == num_blocks
+    assert engine.pool.held == 0
+    assert engine.pool.available == num_blocks
     for number, (prompt_tokens, max_tokens, n, _, _) in enumerate(requests):
         for choice in range(n):
             prompt = [(number + i) % 50 for i in range(prompt_tokens)]

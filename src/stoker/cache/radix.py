@@ -82,6 +82,11 @@ class RadixTree:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    @property
+    def fetches(self) -> bool:
+        """Whether `fetch` may find anything: there is a tier."""
+        return self._tier is not None
+
     def match(self, namespace: bytes, ids: Int32) -> Match:
         """The longest cached prefix of ids [tokens]. Counts nothing and keeps nothing from eviction."""
         data = _bytes_of(ids)

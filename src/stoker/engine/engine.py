@@ -5,23 +5,29 @@ Owns the block pool, the scheduler and, through the interpreter, the KV blocks. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from stoker.api.errors import CapacityError, EngineError, PromptTooLongError, RequestError, StokerError
 from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, SamplingParams, check_int
+from stoker.api.stats import EngineStats
 from stoker.cache.blocks import BlockPool
+from stoker.cache.disk import DiskTier
+from stoker.cache.radix import RadixTree
+from stoker.engine.budget import BudgetOptions, TokenBudget
+from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Journal, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.engine.runner import Runner, Samples
 from stoker.engine.scheduler import Output, Scheduler, SchedulerOptions
-from stoker.engine.sequence import Purpose, Sequence
+from stoker.engine.sequence import DEFAULT_STANDING, Purpose, Sequence, Standing
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
-from stoker.sampling.rows import SampleResult, pack_params
+from stoker.sampling.rows import pack_params
 
-StepLog = Callable[[StepPlan, SampleResult], None]
+_HOTTEST = 8  # prefixes shown in the statistics
+_SAVED_AT_END = 2048  # blocks: about a second of writing, 32 000 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class EngineOptions:
     context_tokens: int  # most tokens of one sequence, prompt and answer, that the model was made for
     eos_ids: frozenset[int] = frozenset()  # tokens by which the model ends an answer
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    identity: bytes = b""  # what keys and values depend on besides the tokens: weights, KV type
 
 
 class Engine:
@@ -42,19 +50,27 @@ class Engine:
         sampler: Samples,
         options: EngineOptions,
         *,
-        log: StepLog | None = None,
+        tier: DiskTier | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        """`log`, if given, is called with the plan and the result of every step, before it is committed."""
+        """`journal`, if given, is told all that happens, steps before they are committed. `tier` keeps what
+        leaves the prefix cache."""
         self.vocabulary = interpreter.vocabulary
         self.block_bytes = interpreter.block_bytes
         self.options = options
         self.pool = BlockPool(interpreter.num_blocks)
-        self.scheduler = Scheduler(self.pool, options.scheduler)
+        self.tree = RadixTree(self.pool, identity=options.identity, tier=tier, store=interpreter)
+        self.scheduler = Scheduler(self.pool, self.tree, options.scheduler)
+        self.budget = TokenBudget(options.scheduler.batch_tokens, options.budget)
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool)
-        self._log = log
+        self._tier = tier
+        self._journal = journal
         self._arrivals = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._last_plan: StepPlan | None = None
         self._open: dict[str, list[Sequence]] = {}  # unfinished choices by request id
 
     @property
@@ -62,11 +78,22 @@ class Engine:
         """True while a request is open."""
         return bool(self._open)
 
-    def add(self, request_id: str, prompt_ids: Iterable[int], params: SamplingParams, *, seed: int) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Iterable[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        standing: Standing = DEFAULT_STANDING,
+        resume: tuple[tuple[int, ...] | None, ...] = (),
+    ) -> None:
         """Queue a request for `params.n` choices; choice i draws with seed + i.
 
-        Raises `PromptTooLongError`, or `RequestError` for an empty prompt, a token id outside the vocabulary,
-        or an id that is open already. Nothing is queued then.
+        `resume`: per choice the tokens of its answer that are known already, after which it goes on as if it
+        had sampled them here; none for a choice that is not wanted any more.
+        Raises `PromptTooLongError`, `QueueFullError`, or `RequestError` for an empty prompt, a token id
+        outside the vocabulary, or an id that is open already. Nothing is queued then.
         """
         ids = self._checked_ids("prompt", prompt_ids)
         self._must_be_new(request_id)
@@ -79,11 +106,23 @@ class Engine:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self.options.eos_ids
-        choices = [
-            Sequence(self._arrivals + i, request_id, i, ids, packed[i], limit=limit, stop_ids=stop_ids)
-            for i in range(params.n)
-        ]
+        choices = []
+        for choice, given in enumerate(resume or ((),) * params.n):
+            if given is None:
+                continue
+            self._checked_ids("resume", given, may_be_empty=True)
+            if len(ids) + len(given) >= limit:
+                raise RequestError(f"resume has {len(given)} tokens; allowed: at most {limit - len(ids) - 1}")
+            sequence = Sequence(
+                self._arrivals + choice, request_id, choice, ids, packed[choice],
+                limit=limit, stop_ids=stop_ids, standing=standing, given=given,
+            )  # fmt: skip
+            choices.append(sequence)
+        if not choices:
+            raise RequestError("resume has only complete choices; allowed: at least one that goes on")
         self._queue(request_id, choices)
+        if self._journal is not None:
+            self._journal(Added(request_id, tuple(ids.tolist()), params, seed, standing, resume))
 
     def add_score(self, request_id: str, token_ids: Iterable[int], *, top_k: int = 0) -> None:
         """Queue tokens to be told how likely each was from the second on, and the `top_k` likeliest there.
@@ -106,6 +145,8 @@ class Engine:
             limit=len(ids), stop_ids=frozenset(), purpose=Purpose.SCORE,
         )  # fmt: skip
         self._queue(request_id, [choice])
+        if self._journal is not None:
+            self._journal(AddedScore(request_id, tuple(ids.tolist()), top_k))
 
     def step(self) -> list[Output]:
         """Advance every sequence the plan picks by its chunk; what became known, in the plan's order.
@@ -113,11 +154,18 @@ class Engine:
         If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError`
         (`CapacityError` if memory ran out) is raised from the cause.
         """
-        plan = self.scheduler.plan()
+        return self._advance(self.budget.tokens(*self.scheduler.streams))[1]
+
+    def step_planned(self, budget_tokens: int) -> StepPlan:
+        """A step with a given budget, as `step` otherwise; its plan."""
+        return self._advance(budget_tokens)[0]
+
+    def _advance(self, budget_tokens: int) -> tuple[StepPlan, list[Output]]:
+        plan = self.scheduler.plan(budget_tokens)
         if not plan.chunks:
             if self._open:
                 raise EngineError(f"step {plan.step} plans nothing, but {len(self._open)} requests are open")
-            return []
+            return plan, []
         try:
             result = self._runner.run(plan, self.scheduler.sequence)
         except Exception as cause:
@@ -130,25 +178,60 @@ class Engine:
                     hint="lower kv_bytes or batch_tokens, or close other programs",
                 ) from cause
             raise EngineError(f"step {plan.step} of {plan.tokens} tokens failed: {cause}") from cause
-        if self._log is not None:
-            self._log(plan, result)
+        if self._journal is not None:
+            self._journal(Stepped(plan, result))
+        self._last_plan = plan
         outputs = self.scheduler.commit(plan, result)
+        self._generated_tokens += sum(output.token_id is not None for output in outputs)
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)
-        return outputs
+        return plan, outputs
+
+    def observe(self, elapsed_ms: float) -> None:
+        """Tell how long the last step took: from this the next ones' budgets are made."""
+        if self._last_plan is not None:
+            self.budget.cost.observe(self._last_plan, elapsed_ms)
+            self._last_plan = None
+
+    def stats(self) -> EngineStats:
+        """Where things stand, between steps."""
+        tree, scheduler = self.tree, self.scheduler
+        return EngineStats(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            blocks=self.pool.num_blocks,
+            blocks_free=self.pool.free,
+            blocks_cached=self.pool.cached,
+            blocks_held=self.pool.held,
+            steps=scheduler.steps,
+            preemptions=scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            prefix_queries_tokens=tree.queries_tokens,
+            prefix_hits_tokens=tree.hits_tokens,
+            disk_hits_tokens=tree.disk_hits_tokens,
+            disk_blocks=0 if self._tier is None else len(self._tier),
+            disk_rejected=0 if self._tier is None else self._tier.rejected,
+            evictions=tree.evictions,
+            hottest=tree.hottest(_HOTTEST),
+        )
 
     def open_choices(self, request_id: str) -> tuple[Sequence, ...]:
         """The unfinished choices of a request; none if it is not open."""
         return tuple(self._open.get(request_id, ()))
 
-    def close(self, sequence: Sequence, stop_reason: str | int | None = None) -> None:
+    def stop(self, sequence: Sequence, stop_reason: str | int | None = None) -> None:
         """End one choice for a reason the engine cannot see (a stop string). Not during a step."""
+        if self._journal is not None:
+            self._journal(Closed(sequence.request_id, sequence.choice, stop_reason))
         self.scheduler.close(sequence, "stop", stop_reason)
         self._forget(sequence)
 
     def abort(self, request_id: str) -> None:
         """Drop all choices of a request, between steps; an id that is not open is no error."""
+        if self._journal is not None and request_id in self._open:
+            self._journal(Aborted(request_id))
         for sequence in self._open.pop(request_id, []):
             self.scheduler.close(sequence, "abort")
 
@@ -157,6 +240,20 @@ class Engine:
         for request_id in tuple(self._open):
             self.abort(request_id)
 
+    def save_prefixes(self, most_blocks: int) -> int:
+        """Write prefixes that were read again to the tier, at most so many blocks; how many were written.
+
+        For idle moments between steps, so that a killed process loses little. Nothing without a tier.
+        """
+        return self.tree.spill(most_blocks)
+
+    def close(self) -> None:
+        """Drop every request, save prefixes, and let go of the tier. The engine is not used again."""
+        self.abort_all()
+        if self._tier is not None:
+            self.tree.spill(_SAVED_AT_END, everything=True)
+            self._tier.close()
+
     def check(self) -> None:
         """Raise `EngineError` if the blocks do not add up, or any is held while nothing is open."""
         self.pool.check()
@@ -164,9 +261,10 @@ class Engine:
             raise EngineError(f"{self.pool.held} blocks are held, but no request is open")
 
     def _queue(self, request_id: str, choices: list[Sequence]) -> None:
-        self._arrivals += len(choices)
+        self.scheduler.add(choices)  # first, as it may refuse
+        self._arrivals += choices[0].params.n
+        self._prompt_tokens += choices[0].prompt
         self._open[request_id] = list(choices)
-        self.scheduler.add(choices)
 
     def _forget(self, sequence: Sequence) -> None:
         remaining = self._open.get(sequence.request_id, [])

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING
 from stoker.api.errors import CapacityError, ModelFormatError, RequestError
 from stoker.api.protocols import SeedSource
 from stoker.api.request import Message, check_int
+from stoker.cache.disk import OpenedTier, open_disk_tier
+from stoker.engine.budget import BudgetOptions
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import EncodeChat, TextEngine
 from stoker.kernels.cores import physical_cores
 from stoker.kernels.native import KvType
+from stoker.kernels.numerics import NUMERICS
 from stoker.models.load import load_native
 from stoker.sampling.native import native_sampler
 from stoker.tokenizer import Tokenizer, load_tokenizer
+from stoker.weights.digest import weights_digest
 from stoker.weights.gguf import GGUFFile
+from stoker.weights.places import home_folder, own_folder
 from stoker.weights.store import resolve
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ class LoadOptions:
     kv_bytes: int = DEFAULT_KV_BYTES  # most memory of the KV cache
     kv_type: KvType = "int8"
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
+    disk_cache_bytes: int = 0  # most bytes of prefixes kept on disk over restarts; 0: none
+    target_itl_ms: float | None = None  # between two tokens of a stream; none: twice what streams alone take
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -48,6 +55,8 @@ class LoadOptions:
         if self.context_tokens is not None:
             check_int("context_tokens", self.context_tokens, 1, (1 << 31) - 1)
         check_int("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
+        check_int("disk_cache_bytes", self.disk_cache_bytes, 0, MAX_KV_BYTES, note="0 keeps none")
+        BudgetOptions(self.target_itl_ms)
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
 
@@ -75,6 +84,7 @@ def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, see
 
 def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> TextEngine:
     with GGUFFile.open(path) as file:
+        paths = file.paths
         header_digest = file.header_digest()  # before the header's pages are let go
         interpreter = load_native(
             file,
@@ -90,12 +100,44 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
             f"context_tokens is {context_tokens}; allowed: at most {interpreter.context_tokens}, "
             "which the model was made for"
         )
+    opened, identity = _disk_tier(paths, interpreter.block_bytes, options)
     engine = Engine(
         interpreter,
         native_sampler(interpreter.pool),
-        EngineOptions(context_tokens, frozenset(tokenizer.stop_ids), options.scheduler),
+        EngineOptions(
+            context_tokens,
+            frozenset(tokenizer.stop_ids),
+            options.scheduler,
+            BudgetOptions(options.target_itl_ms),
+            # Without a tier the tree dies with the process, and needs no name that outlives it.
+            identity or header_digest.encode(),
+        ),
+        tier=opened.tier,
     )
-    return TextEngine(engine, tokenizer, seeds=seeds, name=name, encode_chat=_chat_encoder(tokenizer))
+    return TextEngine(
+        engine,
+        tokenizer,
+        seeds=seeds,
+        name=name,
+        encode_chat=_chat_encoder(tokenizer),
+        notes=() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",),
+    )
+
+
+def _disk_tier(
+    paths: tuple[Path, ...], block_bytes: int, options: LoadOptions
+) -> tuple[OpenedTier, bytes]:
+    """The tier or why there is none, and the name of what its blocks' bytes depend on."""
+    folder = own_folder(os.environ, home_folder())
+    if not options.disk_cache_bytes:
+        return OpenedTier(None, None), b""
+    if folder is None:
+        return OpenedTier(None, "no folder of its own: neither STOKER_HOME nor a home folder is known"), b""
+    digest = weights_digest(paths, remembered_in=folder / "digests")
+    identity = f"{digest} {options.kv_type} numerics {NUMERICS}".encode()
+    return open_disk_tier(
+        folder / "prefixes", identity=identity, block_bytes=block_bytes, cap_bytes=options.disk_cache_bytes
+    ), identity
 
 
 def _chat_encoder(tokenizer: Tokenizer) -> EncodeChat | None:

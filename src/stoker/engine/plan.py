@@ -34,6 +34,7 @@ class StepPlan:
     chunks: tuple[Chunk, ...]
     copies: tuple[Copy, ...]
     preempted: tuple[int, ...]  # numbers of sequences
+    budget_tokens: int = 0  # the most tokens it was allowed; what a replay must be told, as it has no clock
 
     @property
     def tokens(self) -> int:

@@ -1,14 +1,14 @@
-"""Who computes what next. One rule: a step hands out a budget of tokens, first to running sequences, then to
-waiting ones, so that the computed tokens of each catch up with its known tokens.
+"""Who computes what next. One rule: a step hands out a budget of tokens, first to the streams that decode,
+then to prompts under way, then to waiting sequences, so that the computed tokens of each catch up with its
+known tokens.
 
 Decode, chunked prefill and recomputing after preemption are all that rule. The scheduler knows counters,
-queues and blocks; it never sees logits, text or time. Given the same requests and the same sampled tokens, it
-makes the same plans.
+queues and blocks; it never sees logits, text or time. Given the same requests, the same budgets and the same
+sampled tokens, it makes the same plans.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +16,10 @@ from stoker.api.errors import RequestError
 from stoker.api.events import FinishReason
 from stoker.api.request import check_int
 from stoker.cache.blocks import BlockPool, BlockTable, Copy
+from stoker.cache.radix import Match, RadixTree
 from stoker.engine.plan import Chunk, Scores, StepPlan
 from stoker.engine.sequence import Purpose, Sequence
+from stoker.engine.waiting import WaitingQueue
 from stoker.kernels.program import BLOCK_TOKENS
 from stoker.sampling.rows import SampleResult
 
@@ -30,9 +32,11 @@ class SchedulerOptions:
     max_sequences: int = 64  # most sequences at once: beyond it a step grows longer, not cheaper per token
     chunk_tokens: int | None = None  # most tokens of one sequence; none: as many as the batch has left
     logit_rows: int = 64  # most rows of logits, each 4 bytes x vocabulary (64 MB for Gemma's 262 144 tokens)
+    max_waiting: int = 4096  # most sequences in the queue: minutes of work on a small machine
+    max_waiting_tokens: int = 1 << 24  # most tokens in the queue, 64 MB of ids
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_sequences", "logit_rows"):
+        for name in ("batch_tokens", "max_sequences", "logit_rows", "max_waiting", "max_waiting_tokens"):
             check_int(name, getattr(self, name), 1, (1 << 31) - 1)
         if self.chunk_tokens is not None:
             check_int("chunk_tokens", self.chunk_tokens, 1, (1 << 31) - 1)
@@ -68,13 +72,16 @@ class _Draft:
 class Scheduler:
     """Owns the queues and their sequences. `plan` and `commit` take turns; `add` and `close` in between."""
 
-    def __init__(self, pool: BlockPool, options: SchedulerOptions) -> None:
+    def __init__(self, pool: BlockPool, tree: RadixTree, options: SchedulerOptions) -> None:
         self.pool = pool
+        self.tree = tree
         self.options = options
         self.steps = 0
         self.preemptions = 0
         self._running: dict[int, Sequence] = {}  # by number, in order of admission
-        self._waiting: list[Sequence] = []  # in order of arrival
+        self._waiting = WaitingQueue(
+            tree, most_sequences=options.max_waiting, most_tokens=options.max_waiting_tokens
+        )
         self._chunk_tokens = options.chunk_tokens or options.batch_tokens
 
     @property
@@ -88,6 +95,12 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def streams(self) -> tuple[int, int]:
+        """How many running sequences decode, and how many tokens of context they read in a step."""
+        lengths = [s.known for s in self._running.values() if s.computed >= s.known - 1]
+        return len(lengths), sum(lengths)
+
+    @property
     def wasted_slots(self) -> int:
         """KV slots that are held and not written, between steps: tails; one that forks share counts once."""
         tails: dict[int, int] = {}
@@ -98,22 +111,38 @@ class Scheduler:
         return sum(tails.values())
 
     def add(self, choices: list[Sequence]) -> None:
-        """Queue the choices of one request; the first computes the prompt for all."""
+        """Queue the choices of one request; the first computes the prompt for all.
+
+        Raises `QueueFullError`, with nothing queued.
+        """
+        self._waiting.check_room(choices)
         leader, *followers = choices
         leader.followers = followers
         for follower in followers:
             follower.leader = leader
-        self._waiting.extend(choices)
+        for choice in choices:
+            choice.queued_at = self.steps
+            self._waiting.add(choice)
 
     def sequence(self, number: int) -> Sequence:
         """The running sequence of that number, for the runner."""
         return self._running[number]
 
-    def plan(self) -> StepPlan:
-        """Decide the next step. Takes blocks, admits, preempts; counters move only in `commit`."""
-        draft = _Draft(self.options.batch_tokens, self.options.logit_rows)
+    def plan(self, budget_tokens: int | None = None) -> StepPlan:
+        """Decide the next step. Takes blocks, admits, preempts; computed tokens move only in `commit`.
+
+        `budget_tokens`: most tokens of this step; none: as many as the options allow. Every decoding sequence
+        takes its one token all the same.
+        """
+        most = self.options.batch_tokens
+        budget = most if budget_tokens is None else min(max(budget_tokens, len(self._running), 1), most)
+        draft = _Draft(budget, self.options.logit_rows)
+        decoding: list[Sequence] = []
+        filling: list[Sequence] = []
+        for sequence in self._running.values():
+            (decoding if sequence.computed >= sequence.known - 1 else filling).append(sequence)
         behind = len(self._running)
-        for sequence in tuple(self._running.values()):
+        for sequence in (*decoding, *filling):
             behind -= 1
             if sequence.table is not None:  # else it was preempted a moment ago
                 self._extend(sequence, draft, rows_kept=behind)
@@ -121,7 +150,10 @@ class Scheduler:
             self._admit(draft)
         self.steps += 1
         self.preemptions += len(draft.preempted)
-        return StepPlan(self.steps, tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted))
+        for chunk in draft.chunks.values():
+            self._waiting.charge(self._running[chunk.number].tenant, chunk.tokens)
+        chunks, copies, preempted = tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted)
+        return StepPlan(self.steps, chunks, copies, preempted, budget)
 
     def commit(self, plan: StepPlan, result: SampleResult) -> list[Output]:
         """Take what the model said into the sequences; finished ones leave. An output per chunk with rows."""
@@ -131,6 +163,8 @@ class Scheduler:
         for number, start, tokens, rows in plan.chunks:
             sequence = self._running[number]
             sequence.computed = end = start + tokens
+            if start // BLOCK_TOKENS != end // BLOCK_TOKENS:
+                self._remember(sequence)
             if sequence.followers and end >= sequence.prompt:
                 self._fork(sequence)
             if not rows:
@@ -180,7 +214,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, table: BlockTable, end: int, draft: _Draft) -> bool:
         """Preempt until the sequence's table can grow to `end`; false if it was itself the one to go."""
-        while table.blocks_needed(sequence.computed, end) > self.pool.free:
+        while table.blocks_needed(sequence.computed, end) > self.pool.available:
             victim = self._least_progressed()
             self._preempt(victim, draft)
             if victim is sequence:
@@ -188,45 +222,80 @@ class Scheduler:
         return True
 
     def _admit(self, draft: _Draft) -> None:
-        """Let waiting sequences run, in order of arrival, while budget and blocks last. Nobody overtakes."""
-        index = 0
-        while index < len(self._waiting) and len(self._running) < self.options.max_sequences:
-            sequence = self._waiting[index]
-            if sequence.leader is not None:
-                index += 1  # its prompt is being computed
-                continue
-            if not (draft.tokens_left and draft.rows_left and self._fits(sequence)):
+        """Let waiting sequences run, best first, while budget and blocks last."""
+        passed: set[int] = set()
+        while len(self._running) < self.options.max_sequences and draft.tokens_left and draft.rows_left:
+            found = self._waiting.next(self.steps, passed)
+            if found is None:
                 return
-            del self._waiting[index]
-            if sequence.table is None:
+            sequence, match = found
+            if match is not None and self._another_computes_more(sequence, match.tokens):
+                passed.add(sequence.number)
+                continue
+            if not self._fits(sequence, match):
+                return  # nobody overtakes: else a large one would starve
+            if draft.copies and self.tree.fetches:
+                return  # what it fetches from disk could be written over what those copies read: next step
+            self._waiting.remove(sequence)
+            if match is not None:
+                self._open(sequence, match)
+            elif sequence.table is None:
                 sequence.table = self.pool.open_table()
             if sequence.cached is None:
                 sequence.cached = sequence.computed
             self._running[sequence.number] = sequence
+            self._waiting.started(sequence)
             self._extend(sequence, draft, rows_kept=0)
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _open(self, sequence: Sequence, match: Match) -> None:
+        """Start from the known prefix: in memory, and what continues it on disk."""
+        whole = len(sequence.ids) // BLOCK_TOKENS - len(match.blocks)
+        # Blocks that are needed anyway, and a few left for the streams.
+        room = self.pool.available - len(self._running)
+        match = self.tree.fetch(sequence.namespace, sequence.ids, match, limit_blocks=min(whole, room))
+        sequence.table = self.tree.open(match, count=sequence.cached is None)
+        # The last known token is always computed: that yields its logits.
+        sequence.computed = min(match.tokens, sequence.known - 1)
+
+    def _another_computes_more(self, sequence: Sequence, known_tokens: int) -> bool:
+        """Whether a running sequence is computing more of the same prefix than is known of it now."""
+        for other in self._running.values():
+            if other.computed >= other.known - 1 or other.namespace != sequence.namespace:
+                continue
+            length = min(other.target, sequence.known - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+            if length < known_tokens + BLOCK_TOKENS:
+                continue
+            differs = (other.ids[:length] != sequence.ids[:length]).nonzero()[0]
+            shared = length if not len(differs) else int(differs[0]) // BLOCK_TOKENS * BLOCK_TOKENS
+            if shared >= known_tokens + BLOCK_TOKENS and shared > other.computed:
+                return True
+        return False
+
+    def _fits(self, sequence: Sequence, match: Match | None) -> bool:
         """Whether all that is known of it fits, with a block to spare for each running sequence.
 
         Less, and one of the next steps would preempt it again.
         """
         if not self._running:
             return True  # a single sequence always fits: its limit is at most the pool
-        if sequence.table is None:
-            needed = -(-sequence.target // BLOCK_TOKENS)
-        else:
+        if sequence.table is not None:
             needed = sequence.table.blocks_needed(sequence.computed, sequence.target)
-        return needed + len(self._running) <= self.pool.free
+        elif match is not None:
+            needed = self.tree.blocks_needed(match, sequence.target)
+        else:
+            needed = -(-sequence.target // BLOCK_TOKENS)
+        return needed + len(self._running) <= self.pool.available
 
     def _least_progressed(self) -> Sequence:
-        """Whom it costs least to lose its blocks: forks that wait, latest first; then the least computed."""
-        for sequence in reversed(self._waiting):
+        """Whom it costs least to lose its blocks: forks that wait, latest first; then the least computed of
+        the lowest priority."""
+        for sequence in reversed(tuple(self._waiting)):
             if sequence.table is not None:
                 return sequence
-        return min(self._running.values(), key=lambda sequence: (sequence.computed, -sequence.number))
+        return min(self._running.values(), key=lambda s: (-s.priority, s.computed, -s.number))
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
-        """Take the sequence's blocks; it waits at its place by arrival and computes them again, the same."""
+        """Take the sequence's blocks; it waits again and computes again what the cache loses, the same."""
         assert sequence.table is not None
         sequence.table.close()
         sequence.table = None
@@ -237,7 +306,14 @@ class Scheduler:
             draft.tokens_left += dropped.tokens
             draft.rows_left += dropped.rows
         if self._running.pop(sequence.number, None) is not None:
-            insort(self._waiting, sequence, key=lambda other: other.number)
+            self._waiting.stopped(sequence)
+            sequence.queued_at = self.steps
+            self._waiting.add(sequence)
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Let others share the blocks that are full by now."""
+        assert sequence.table is not None
+        self.tree.insert(sequence.namespace, sequence.ids, sequence.table, sequence.computed)
 
     def _fork(self, leader: Sequence) -> None:
         """Share the leader's prompt with its followers, but for the last token: that yields their logits."""
@@ -251,6 +327,8 @@ class Scheduler:
     def _remove(self, sequence: Sequence) -> None:
         if self._running.pop(sequence.number, None) is None:
             self._waiting.remove(sequence)
+        else:
+            self._waiting.stopped(sequence)
         if sequence.table is not None:
             sequence.table.close()
             sequence.table = None

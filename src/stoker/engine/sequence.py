@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import numpy as np
 
@@ -21,12 +23,25 @@ class Purpose(Enum):
     SCORE = "score"  # to tell how likely each prompt token was; nothing is sampled
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What decides when a sequence is computed, and whose cache it may use; never what comes out."""
+
+    priority: int = 0  # lower first
+    tenant: str = ""
+    namespace: bytes = b""  # prefixes are shared only within it
+    deadline: int | None = None  # a number that grows with time; earlier first
+
+
+DEFAULT_STANDING: Final = Standing()
+
+
 class Sequence:
     """One choice of a request. The scheduler writes the counters, `append` the ids; the rest is derived.
 
     Intervals of positions, 0 <= computed <= target <= known <= limit:
     [0, prompt)        given by the request
-    [prompt, known)    sampled
+    [prompt, known)    sampled, the first `given` of them elsewhere
     [0, computed)      their keys and values lie in `table`
     [0, target)        what must be computed: all that is known; to score, all but the last token, which
     predicts
@@ -34,9 +49,9 @@ class Sequence:
     """
 
     __slots__ = (
-        "_ids", "cached", "choice", "computed", "finish_reason", "followers", "known", "leader", "limit",
-        "number", "packed", "params", "prompt", "purpose", "request_id", "scored", "stop_ids", "stop_reason",
-        "table",
+        "_ids", "cached", "choice", "computed", "deadline", "finish_reason", "followers", "given",
+        "known", "leader", "limit", "namespace", "number", "packed", "params", "priority", "prompt",
+        "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +65,10 @@ class Sequence:
         limit: int,
         stop_ids: frozenset[int],
         purpose: Purpose = Purpose.GENERATE,
+        standing: Standing = DEFAULT_STANDING,
+        given: tuple[int, ...] = (),
     ) -> None:
+        """`given`: tokens of the answer that were sampled before, on another engine."""
         self.number = number  # order of arrival; unique, never reused
         self.request_id = request_id
         self.choice = choice
@@ -67,14 +85,22 @@ class Sequence:
             None  # prompt tokens whose KV was there when it was first admitted; set then
         )
         self.table: BlockTable | None = None
+        self.priority = standing.priority
+        self.tenant = standing.tenant
+        self.namespace = standing.namespace
+        self.deadline = standing.deadline
+        self.given = len(given)
+        self.queued_at = 0  # the step after which it began to wait; written by the scheduler
         # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its
         # table.
         self.leader: Sequence | None = None
         self.followers: list[Sequence] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
-        self._ids: Int32 = np.empty(min(limit, self.prompt + _FIRST_CAPACITY), np.int32)
+        self.known += self.given
+        self._ids: Int32 = np.empty(min(limit, self.known + _FIRST_CAPACITY), np.int32)
         self._ids[: self.prompt] = prompt_ids
+        self._ids[self.prompt : self.known] = given
 
     @property
     def target(self) -> int:

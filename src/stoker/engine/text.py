@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from stoker.api.errors import ModelFormatError, PromptTooLongError, RequestError
 from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import SeedSource
-from stoker.api.request import Message, Request, SamplingParams
+from stoker.api.request import Message, Request
 from stoker.engine.choice_text import ChoiceText
 from stoker.engine.engine import Engine
 from stoker.engine.plan import Scores
 from stoker.engine.scheduler import Output
-from stoker.engine.sequence import Sequence
+from stoker.engine.sequence import Sequence, Standing
 from stoker.tokenizer import StopStrings, Tokenizer
 
 EncodeChat = Callable[[tuple[Message, ...]], list[int]]
@@ -37,7 +37,8 @@ class _OpenChoice:
 
     __slots__ = ("_undecoded", "flows", "logprobs", "streams", "text", "token_ids", "total")
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, streams: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, sequence: Sequence, *, streams: bool) -> None:
+        params = sequence.params
         self.text = ChoiceText(tokenizer, params)
         self.streams = streams  # send tokens as they come; else all at the end
         self.flows = streams and not params.stop  # until its last token nothing is ever gathered
@@ -45,6 +46,10 @@ class _OpenChoice:
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.total = 0  # tokens, sent ones included
         self._undecoded: list[int] = []
+        if sequence.given:  # said elsewhere: brings the text to where it was, and says nothing
+            self.total = sequence.given
+            self.text.push(sequence.output_ids[: sequence.given].tolist())
+            self.text.take()
 
     def add(self, output: Output) -> None:
         """Take the token of a step."""
@@ -92,8 +97,11 @@ class TextEngine:
         seeds: SeedSource,
         name: str,
         encode_chat: EncodeChat | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """`encode_chat` turns messages into token ids by the model's template; none: chats are refused."""
+        """`notes`: what a user should be told of how it was loaded. `encode_chat` turns messages into token
+        ids by the model's template; none: chats are refused.
+        """
         if engine.vocabulary != tokenizer.vocab_size:
             raise ModelFormatError(
                 f"the model has {engine.vocabulary} logits, its tokenizer {tokenizer.vocab_size} tokens; "
@@ -102,6 +110,7 @@ class TextEngine:
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
+        self.notes = notes
         self._seeds = seeds
         self._encode_chat = encode_chat
         self._choices: dict[int, _OpenChoice] = {}  # by sequence number, made when its first token comes
@@ -143,15 +152,22 @@ class TextEngine:
                 f"the prompt has at least {least_tokens} tokens; allowed: at most {context_tokens}"
             )
 
-    def open(self, request: Request, prompt_ids: list[int], *, streams: bool = True) -> None:
+    def open(
+        self, request: Request, prompt_ids: list[int], *, streams: bool = True, deadline: int | None = None
+    ) -> None:
         """Queue a request whose prompt `encode` made into `prompt_ids`. Raises like `Engine.add`.
 
         `streams` false: each choice sends its tokens in one event at its end, which costs less.
+        `deadline`: the request's, as a number that grows with time: the caller has the clock.
         """
         params = request.sampling
         StopStrings(params.stop)  # refuses what it refuses now, before anything is queued
         seed = self._seeds.draw() if params.seed is None else params.seed
-        self.engine.add(request.request_id, prompt_ids, params, seed=seed)
+        salt = request.cache_salt.encode("utf-8", "surrogatepass")
+        standing = Standing(request.priority, request.tenant, salt, deadline)
+        self.engine.add(
+            request.request_id, prompt_ids, params, seed=seed, standing=standing, resume=request.resume
+        )
         self._streams[request.request_id] = streams
 
     def open_score(self, request_id: str, token_ids: list[int], *, top_k: int = 0) -> None:
@@ -196,7 +212,7 @@ class TextEngine:
         request_id = sequence.request_id
         choice = self._choices.get(sequence.number)
         if choice is None:
-            choice = _OpenChoice(self.tokenizer, sequence.params, streams=self._streams[request_id])
+            choice = _OpenChoice(self.tokenizer, sequence, streams=self._streams[request_id])
             self._choices[sequence.number] = choice
         if choice.flows and sequence.finish_reason is None:
             events.append(choice.flow(output))
@@ -209,7 +225,7 @@ class TextEngine:
                 if choice.streams:
                     events.append(choice.event(request_id, sequence.choice))
                 return
-            self.engine.close(sequence, choice.text.stop_string)
+            self.engine.stop(sequence, choice.text.stop_string)
         self._finish(sequence, choice, events)
 
     def _finish(self, sequence: Sequence, choice: _OpenChoice, events: list[Event | ScoresEvent]) -> None:

@@ -60,7 +60,7 @@ def run(asks: list[Ask], *, num_blocks: int = 4096, arrive_every: int = 0, **sch
         engine.check()
         steps += 1
     engine.check()
-    assert engine.pool.free == num_blocks
+    assert engine.pool.available == num_blocks
     return found
 
 
@@ -197,7 +197,7 @@ def test_aborting_the_choice_that_computes_the_prompt_leaves_it_to_the_next() ->
     )
     engine.add("0", asks[0].prompt, asks[0].params, seed=40)
     engine.step()
-    engine.close(engine.open_choices("0")[0])
+    engine.stop(engine.open_choices("0")[0])
     answers: dict[int, list[int | None]] = {}
     while engine.busy:
         for output in engine.step():

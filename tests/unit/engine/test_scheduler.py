@@ -10,11 +10,13 @@ from tests.fakes import GreedySampler, InstantInterpreter, ScriptedInterpreter
 
 from stoker.api.errors import EngineError, RequestError
 from stoker.api.request import SamplingParams
-from stoker.cache import BlockPool
+from stoker.cache.blocks import BlockPool
+from stoker.cache.radix import RadixTree
 from stoker.engine import Chunk, Engine, EngineOptions, Scheduler, SchedulerOptions, Sequence, StepPlan
+from stoker.engine.journal import Entry, Stepped
+from stoker.engine.replay import RecordedEngine, replay
+from stoker.engine.sequence import Standing
 from stoker.sampling import ReferenceSampler, SampleResult, pack_params
-
-Log = list[tuple[StepPlan, SampleResult]]
 
 
 def sequences(prompts: list[int], *, max_tokens: int = 40, n: int = 1) -> list[list[Sequence]]:
@@ -23,7 +25,7 @@ def sequences(prompts: list[int], *, max_tokens: int = 40, n: int = 1) -> list[l
     for i, prompt in enumerate(prompts):
         choices = []
         for choice in range(n):
-            ids = np.zeros(prompt, np.int32)
+            ids = np.full(prompt, i, np.int32)  # no two prompts have a prefix in common
             packed = pack_params(params, choice, 10)
             limit = prompt + max_tokens
             choices.append(Sequence(number, str(i), choice, ids, packed, limit=limit, stop_ids=frozenset()))
@@ -33,7 +35,8 @@ def sequences(prompts: list[int], *, max_tokens: int = 40, n: int = 1) -> list[l
 
 
 def scheduler(prompts: list[int], *, num_blocks: int = 1000, n: int = 1, **options: int) -> Scheduler:
-    made = Scheduler(BlockPool(num_blocks), SchedulerOptions(**options))
+    pool = BlockPool(num_blocks)
+    made = Scheduler(pool, RadixTree(pool), SchedulerOptions(**options))
     for choices in sequences(prompts, n=n):
         made.add(choices)
     return made
@@ -68,7 +71,7 @@ def test_running_sequences_come_before_waiting_ones() -> None:
 
 def test_a_chunk_may_be_capped_so_that_others_need_not_wait() -> None:
     found = steps(scheduler([100, 5], batch_tokens=64, chunk_tokens=16, max_sequences=8), 2)
-    assert found == [((0, 0, 16, 0), (1, 0, 5, 1)), ((0, 16, 16, 0), (1, 5, 1, 1))]
+    assert found == [((0, 0, 16, 0), (1, 0, 5, 1)), ((1, 5, 1, 1), (0, 16, 16, 0))]
 
 
 def test_no_more_than_max_sequences_run() -> None:
@@ -107,44 +110,44 @@ def test_nobody_overtakes_a_sequence_that_does_not_fit() -> None:
 
 def test_a_plan_is_a_value() -> None:
     plan = scheduler([5]).plan()
-    assert plan == StepPlan(1, (Chunk(0, 0, 5, 1),), (), ())
-    assert hash(plan) == hash(StepPlan(1, (Chunk(0, 0, 5, 1),), (), ()))
+    assert plan == StepPlan(1, (Chunk(0, 0, 5, 1),), (), (), 512)
+    assert hash(plan) == hash(StepPlan(1, (Chunk(0, 0, 5, 1),), (), (), 512))
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.step = 2  # type: ignore[misc]
 
 
-def test_a_logged_run_replays_without_a_model() -> None:
+def test_a_journal_replays_without_a_model() -> None:
     """Same requests and same sampled tokens: the same plans, preemptions and copies included."""
-    log: Log = []
-    options = SchedulerOptions(batch_tokens=48, max_sequences=8)
-    engine = Engine(
-        ScriptedInterpreter(num_blocks=13),
-        ReferenceSampler(),
-        EngineOptions(300, frozenset(), options),
-        log=lambda plan, result: log.append((plan, result)),
-    )
-    replayed = Scheduler(BlockPool(13), options)
-    number = 0
+    journal: list[Entry] = []
+    options = EngineOptions(300, scheduler=SchedulerOptions(batch_tokens=48, max_sequences=8))
+    engine = Engine(ScriptedInterpreter(num_blocks=13), ReferenceSampler(), options, journal=journal.append)
     for i, (prompt, n) in enumerate([(40, 3), (20, 1), (70, 1), (20, 2)]):
         params = SamplingParams(max_tokens=40, n=n)
-        engine.add(str(i), [i] * prompt, params, seed=i)
-        choices = []
-        for choice in range(n):
-            packed = pack_params(params, i + choice, 300)
-            ids = np.full(prompt, i, np.int32)
-            limit = min(13 * 16, prompt + 40)
-            choices.append(Sequence(number, str(i), choice, ids, packed, limit=limit, stop_ids=frozenset()))
-            number += 1
-        replayed.add(choices)
+        standing = Standing(priority=i % 2, tenant="ab"[i % 2])
+        engine.add(str(i), [i] * prompt, params, seed=i, standing=standing)
+    engine.add_score("score", range(50), top_k=2)
+    steps = 0
     while engine.busy:
         engine.step()
+        engine.observe(2.0 + 0.1 * steps)
+        steps += 1
+        if steps == 9:
+            engine.abort("1")
+        if steps == 14 and (choices := engine.open_choices("3")):
+            engine.stop(choices[0], "a stop string")
     assert engine.scheduler.preemptions > 0
-    assert any(plan.copies for plan, _ in log)
-    for plan, result in log:
-        assert replayed.plan() == plan
-        replayed.commit(plan, result)
-        replayed.pool.check()
-    assert (replayed.running, replayed.waiting, replayed.pool.held) == (0, 0, 0)
+    recorded = RecordedEngine(300, 13, 300, options)
+    plans = list(replay(recorded, journal))
+    assert len(plans) == steps
+    assert any(plan.copies for plan in plans)
+    assert len({plan.budget_tokens for plan in plans}) > 1
+
+    first = next(i for i, entry in enumerate(journal) if isinstance(entry, Stepped))
+    step = journal[first]
+    assert isinstance(step, Stepped)
+    journal[first] = dataclasses.replace(step, plan=dataclasses.replace(step.plan, preempted=(7,)))
+    with pytest.raises(EngineError, match="in the replay"):
+        list(replay(recorded, journal))
 
 
 @pytest.mark.parametrize(

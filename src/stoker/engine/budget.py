@@ -1,0 +1,95 @@
+"""How many tokens a step may take: as many as keep running streams flowing, by a measured cost of a step.
+
+The engine has no clock. Whoever steps it times the steps and tells `StepCost`; the budget that comes of it is
+part of each plan, so that a recorded run replays without a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stoker.api.errors import RequestError
+from stoker.api.request import check_int
+from stoker.engine.plan import StepPlan
+
+# A step with prefill beside running streams may take so many times the streams' own step: a stream's worst
+# gap stays well below three times its usual one, with room for noise.
+_STRETCH = 2.0
+_LEAST_PREFILL_TOKENS = 16  # a full tile of the kernels; a prompt always moves on
+_FORGET = 0.98  # weight of the past per observed step: about the last 50 count
+_CONTEXT_UNIT = 1024.0  # tokens read by attention are counted in thousands, to keep the system well scaled
+_FIRST_STEPS = 8  # observations before the model is believed
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetOptions:
+    """What running streams may expect."""
+
+    target_itl_ms: float | None = None  # between two tokens of a stream; none: twice the streams' own step
+
+    def __post_init__(self) -> None:
+        target = self.target_itl_ms
+        if target is not None and not 0 < target <= 3_600_000:
+            raise RequestError(f"target_itl_ms is {target!r}; allowed: a number of milliseconds above 0")
+
+
+class StepCost:
+    """Milliseconds of a step = base + per token + per thousand tokens of context read; fitted as steps go.
+
+    Least squares over exponentially forgotten steps (normal equations, 3 x 3).
+    """
+
+    def __init__(self) -> None:
+        self._squares = np.eye(3) * 1e-6  # a trace of regularisation: one kind of step alone is no line
+        self._products = np.zeros(3)
+        self._coefficients = np.zeros(3)
+        self._observed = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether enough steps were seen."""
+        return self._observed >= _FIRST_STEPS
+
+    def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
+        """Take in how long a step took."""
+        features = _features(plan.tokens, sum(chunk.end * chunk.tokens for chunk in plan.chunks))
+        # Weighted by the expected size, so that a long prefill does not drown the many short steps.
+        weight = 1.0 / max(elapsed_ms, 0.01)
+        self._squares = _FORGET * self._squares + weight * np.outer(features, features)
+        self._products = _FORGET * self._products + weight * elapsed_ms * features
+        self._observed += 1
+        if self._observed % 4 == 0 or self._observed <= _FIRST_STEPS:  # solving takes 10 us
+            self._coefficients = np.maximum(np.linalg.solve(self._squares, self._products), 0.0)
+
+    def predict_ms(self, tokens: int, context_tokens: int) -> float:
+        """A step of so many tokens that together read so many tokens of context."""
+        return float(_features(tokens, context_tokens) @ self._coefficients)
+
+
+class TokenBudget:
+    """The most tokens of the next step, from what the running streams need and what more would cost."""
+
+    def __init__(self, most_tokens: int, options: BudgetOptions, cost: StepCost | None = None) -> None:
+        check_int("batch_tokens", most_tokens, 1, (1 << 31) - 1)
+        self.most_tokens = most_tokens
+        self.cost = StepCost() if cost is None else cost
+        self._options = options
+
+    def tokens(self, streams: int, context_tokens: int) -> int:
+        """For so many decoding streams that read so many tokens of context in a step."""
+        if not streams or not self.cost.known:
+            return self.most_tokens
+        alone_ms = self.cost.predict_ms(streams, context_tokens)
+        limit_ms = self._options.target_itl_ms or _STRETCH * alone_ms
+        # What a prompt token costs, its own attention over a context like the streams' included.
+        mean_context = context_tokens // streams
+        more_ms = (self.cost.predict_ms(streams + 64, context_tokens + 64 * mean_context) - alone_ms) / 64
+        room = int((limit_ms - alone_ms) / more_ms) if more_ms > 0 else self.most_tokens
+        prefill = max(room // _LEAST_PREFILL_TOKENS * _LEAST_PREFILL_TOKENS, _LEAST_PREFILL_TOKENS)
+        return min(streams + prefill, self.most_tokens)
+
+
+def _features(tokens: int, context_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([1.0, tokens, context_tokens / _CONTEXT_UNIT])

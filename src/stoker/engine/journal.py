@@ -1,0 +1,60 @@
+"""What an engine was asked, planned and sampled, in order: enough to replay every plan without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stoker.api.request import SamplingParams
+from stoker.engine.plan import StepPlan
+from stoker.engine.sequence import Standing
+from stoker.sampling.rows import SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A request came."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    standing: Standing
+    resume: tuple[tuple[int, ...] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedScore:
+    """Tokens to be scored came."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A step was planned and run; `result` is what the sampler said."""
+
+    plan: StepPlan
+    result: SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """One choice was ended from outside, at a stop string."""
+
+    request_id: str
+    choice: int
+    stop_reason: str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """A request was dropped."""
+
+    request_id: str
+
+
+Entry = Added | AddedScore | Stepped | Closed | Aborted
+Journal = Callable[[Entry], None]

@@ -1,0 +1,90 @@
+"""Plans every step of a journal again, without a model, and says where a plan differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from stoker.api.errors import EngineError
+from stoker.engine.engine import Engine, EngineOptions
+from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Entry, Stepped
+from stoker.engine.plan import StepPlan
+from stoker.kernels.program import Batch, Float32
+from stoker.sampling.rows import SampleResult, SampleRow
+
+
+class _RecordedModel:
+    """An interpreter and a sampler in one, which say what was said."""
+
+    def __init__(self, results: Iterator[SampleResult], engine: RecordedEngine) -> None:
+        self.vocabulary = engine.vocabulary
+        self.num_blocks = engine.num_blocks
+        self.block_bytes = 0
+        self.context_tokens = engine.context_tokens
+        self._results = results
+
+    def run(self, batch: Batch) -> Float32:
+        """No logits: nothing reads them."""
+        return np.empty((len(batch.logit_rows), 0), np.float32)
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """There are no blocks to copy."""
+
+    def read_block(self, block: int) -> bytes:
+        """There is nothing in a block."""
+        return b""
+
+    def write_block(self, block: int, payload: object) -> None:
+        """There is nowhere to write."""
+
+    def sample(self, logits: Float32, rows: list[SampleRow]) -> SampleResult:
+        """What was sampled when the journal was written."""
+        return next(self._results)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEngine:
+    """What a journal does not say of the engine that wrote it. A disk tier is not replayed."""
+
+    vocabulary: int
+    num_blocks: int
+    context_tokens: int
+    options: EngineOptions
+
+
+def replay(engine: RecordedEngine, entries: Iterable[Entry]) -> Iterator[StepPlan]:
+    """Plan every step of the journal again, with the budgets and samples it has; the plans, one by one.
+
+    Raises `EngineError` at the first plan that differs from the recorded one.
+    """
+    entries = tuple(entries)
+    results = (e.result for e in entries if isinstance(e, Stepped) and len(e.result.token_ids))
+    model = _RecordedModel(results, engine)
+    again = Engine(model, model, engine.options)
+    for entry in entries:
+        if isinstance(entry, Stepped):
+            plan = again.step_planned(entry.plan.budget_tokens)
+            if plan != entry.plan:
+                raise EngineError(f"step {entry.plan.step} was {entry.plan}, and is {plan} in the replay")
+            yield plan
+        else:
+            _apply(again, entry)
+
+
+def _apply(engine: Engine, entry: Added | AddedScore | Closed | Aborted) -> None:
+    if isinstance(entry, Added):
+        engine.add(
+            entry.request_id, entry.prompt_ids, entry.params,
+            seed=entry.seed, standing=entry.standing, resume=entry.resume,
+        )  # fmt: skip
+    elif isinstance(entry, AddedScore):
+        engine.add_score(entry.request_id, entry.token_ids, top_k=entry.top_k)
+    elif isinstance(entry, Closed):
+        for sequence in engine.open_choices(entry.request_id):
+            if sequence.choice == entry.choice:
+                engine.stop(sequence, entry.stop_reason)
+    else:
+        assert isinstance(entry, Aborted)
+        engine.abort(entry.request_id)

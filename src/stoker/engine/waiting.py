@@ -1,0 +1,183 @@
+"""Who is admitted next: tenants take turns by the tokens they were given, and within a tenant the request
+goes first that costs least because its prefix is known, unless another has waited long enough.
+
+No clock and no chance: age is counted in steps, so the same requests and the same steps give the same order.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stoker.api.errors import QueueFullError
+from stoker.cache.radix import Match, RadixTree
+from stoker.engine.sequence import Purpose, Sequence
+from stoker.kernels.program import BLOCK_TOKENS
+
+# Of each tenant so many sequences are compared; the rest stand in line behind them by priority and arrival.
+_WINDOW = 64
+# A step in the queue is worth as much as this many cached tokens: after 64 steps (a second or two) a request
+# without any prefix goes before one that has just come with 1 024 tokens in the cache.
+_TOKENS_PER_STEP = 16
+# Waiting this many steps (some ten seconds) raises a request by one level of priority, so that none starves.
+_STEPS_PER_LEVEL = 512
+_NO_DEADLINE = 1 << 62
+
+
+class _Rank(NamedTuple):
+    """Smaller goes first."""
+
+    priority: int
+    deadline: int
+    gain: int  # minus the tokens that need not be computed, and what waiting counts for
+    number: int
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """One tenant's sequences in the queue, by (priority, number), and the tokens it was given so far."""
+
+    served: int = 0
+    line: list[Sequence] = field(default_factory=list)
+    running: int = 0
+
+
+class WaitingQueue:
+    """Owns what waits, and the tenants' counters. The scheduler is the only caller."""
+
+    def __init__(self, tree: RadixTree, *, most_sequences: int, most_tokens: int) -> None:
+        """At most so many sequences, with so many tokens in all, wait at once; preempted ones always may."""
+        self._tree = tree
+        self._most_sequences = most_sequences
+        self._most_tokens = most_tokens
+        self._tenants: dict[str, _Tenant] = {}
+        self._floor = 0  # what a tenant that comes (back) has been given at least: idle time earns nothing
+        self._matches: dict[int, tuple[int, Match]] = {}  # by number: the step it was made in, and the match
+        self._count = 0
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All that wait, in order of arrival."""
+        everyone = [sequence for tenant in self._tenants.values() for sequence in tenant.line]
+        return iter(sorted(everyone, key=lambda sequence: sequence.number))
+
+    def check_room(self, choices: list[Sequence]) -> None:
+        """Raise `QueueFullError` if the choices of a new request do not fit into the queue."""
+        if self._count + len(choices) > self._most_sequences:
+            raise QueueFullError(
+                f"{self._count} sequences wait; allowed: {self._most_sequences}", hint="try again later"
+            )
+        tokens = sum(choice.known for choice in choices)
+        if self._count and self._tokens + tokens > self._most_tokens:
+            raise QueueFullError(
+                f"{self._tokens} tokens wait and {tokens} more would; allowed: {self._most_tokens}",
+                hint="try again later",
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait, at its place by priority and arrival."""
+        insort(self._tenant(sequence.tenant).line, sequence, key=_place)
+        self._count += 1
+        self._tokens += sequence.known
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a waiting sequence out."""
+        self._tenants[sequence.tenant].line.remove(sequence)
+        self._matches.pop(sequence.number, None)
+        self._count -= 1
+        self._tokens -= sequence.known
+
+    def started(self, sequence: Sequence) -> None:
+        """A sequence of its tenant runs from now on."""
+        self._tenant(sequence.tenant).running += 1
+
+    def stopped(self, sequence: Sequence) -> None:
+        """It does no longer."""
+        self._tenants[sequence.tenant].running -= 1
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Count tokens computed for a tenant."""
+        self._tenants[tenant].served += tokens
+
+    def served(self, tenant: str) -> int:
+        """The tokens a tenant was given, as fairness counts them: 0 for one that is not known (any more)."""
+        known = self._tenants.get(tenant)
+        return 0 if known is None else known.served
+
+    def next(self, step: int, passed: Set[int]) -> tuple[Sequence, Match | None] | None:
+        """The sequence to admit now, with its known prefix (none if it has a table or wants scores).
+
+        Of the sequences whose number is in `passed`, or whose leader computes their prompt, none.
+        """
+        self._tidy()
+        best: tuple[tuple[int, int, str], Sequence] | None = None
+        for name, tenant in self._tenants.items():
+            found = self._best_of(tenant, step, passed)
+            if found is None:
+                continue
+            rank, sequence = found
+            order = (rank.priority, tenant.served, name)
+            if best is None or order < best[0]:
+                best = order, sequence
+        if best is None:
+            return None
+        return best[1], self._match(best[1], step, fresh=True)
+
+    def _best_of(self, tenant: _Tenant, step: int, passed: Set[int]) -> tuple[_Rank, Sequence] | None:
+        ranked = []
+        for sequence in tenant.line:
+            if sequence.leader is not None or sequence.number in passed:
+                continue
+            ranked.append((self._rank(sequence, step), sequence))
+            if len(ranked) == _WINDOW:
+                break
+        return min(ranked, key=lambda pair: pair[0]) if ranked else None
+
+    def _rank(self, sequence: Sequence, step: int) -> _Rank:
+        waited = max(step - sequence.queued_at, 0)
+        match = self._match(sequence, step)
+        known = sequence.computed if match is None else match.tokens
+        deadline = _NO_DEADLINE if sequence.deadline is None else sequence.deadline
+        level = sequence.priority - waited // _STEPS_PER_LEVEL
+        return _Rank(level, deadline, -(known + waited * _TOKENS_PER_STEP), sequence.number)
+
+    def _match(self, sequence: Sequence, step: int, *, fresh: bool = False) -> Match | None:
+        """What the tree has of it. Ranking may use an answer that is a few steps old; admission may not."""
+        if sequence.table is not None or sequence.purpose is Purpose.SCORE:
+            return None
+        known = self._matches.get(sequence.number)
+        if not fresh and known is not None and step - known[0] < BLOCK_TOKENS:
+            return known[1]
+        match = self._tree.match(sequence.namespace, sequence.ids)
+        self._matches[sequence.number] = step, match
+        return match
+
+    def _tenant(self, name: str) -> _Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant(self._floor)
+        elif not tenant.line and not tenant.running:
+            tenant.served = max(tenant.served, self._floor)
+        return tenant
+
+    def _tidy(self) -> None:
+        """Raise the floor to the least served active tenant; forget idle ones that are not above it."""
+        active = [tenant.served for tenant in self._tenants.values() if tenant.line or tenant.running]
+        if active:
+            self._floor = max(self._floor, min(active))
+        idle = [
+            name
+            for name, tenant in self._tenants.items()
+            if not tenant.line and not tenant.running and tenant.served <= self._floor
+        ]
+        for name in idle:
+            del self._tenants[name]
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.number
