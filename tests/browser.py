@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven through chromedriver's HTTP protocol (W3C WebDriver). Standard library only."""
+"""A real headless Chromium, driven through chromedriver's HTTP protocol. Standard library only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ _ARGUMENTS = (
     "--disable-sync",
     "--window-size=1280,900",
 )
-_KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Shift": "\ue008", "Space": " ", "Home": "\ue011"}
+_KEYS = {
+    "Enter": "\ue007",
+    "Tab": "\ue004",
+    "Escape": "\ue00c",
+    "Shift": "\ue008",
+    "Space": " ",
+    "Home": "\ue011",
+}
 _DRIVER_START_S = 20
 _COMMAND_S = 60
 
@@ -109,7 +116,11 @@ class Browser:
     def size(self, width: int, height: int) -> None:
         """The size of what is seen, in CSS pixels, one device pixel each."""
         self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
 
     def prefer(self, **features: str) -> None:
@@ -128,7 +139,7 @@ class Browser:
         return str(self.script("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
     def wait_for(self, condition: str, *, timeout_s: float = 10.0) -> Any:
-        """Wait until a JavaScript expression is true; its value. Fails with the expression and what is seen."""
+        """Wait until a JavaScript expression is true; its value. Fails with what is seen instead."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             if value := self.script(f"return {condition}"):
@@ -183,7 +194,9 @@ class Browser:
         self._act([{"type": kind, "value": v} for v in values for kind in ("keyDown", "keyUp")])
 
     def _act(self, actions: list[dict[str, str]]) -> None:
-        self._command("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+        self._command(
+            "POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}
+        )
 
     def _log(self, kind: str) -> list[dict[str, Any]]:
         return list(self._command("POST", "/se/log", {"type": kind}))
