@@ -59,23 +59,17 @@ class Browser:
         self._driver = subprocess.Popen(
             [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self._url = f"http://127.0.0.1:{self._driver_port()}"
-        options = {"binary": browser, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile.name}"]}
-        answer = self._command(
-            "POST",
-            "/session",
-            {
-                "capabilities": {
-                    "alwaysMatch": {
-                        "goog:chromeOptions": options,
-                        "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-                    }
-                }
-            },
-        )
-        self._url += f"/session/{answer['sessionId']}"
-        self.open("about:blank")  # instead of the browser's own first page, whose requests are none of ours
-        self.requested_urls()
+        self._url = ""
+        try:
+            self._url = f"http://127.0.0.1:{self._driver_port()}"
+            self._url += self._open_session(browser)
+            self.open(
+                "about:blank"
+            )  # instead of the browser's own first page, whose requests are none of ours
+            self.requested_urls()
+        except BaseException:
+            self._stop()
+            raise
 
     def __enter__(self) -> Browser:
         return self
@@ -86,11 +80,7 @@ class Browser:
         try:
             self._command("DELETE", "")
         finally:
-            self._driver.terminate()
-            self._driver.wait(10)
-            assert self._driver.stdout is not None
-            self._driver.stdout.close()
-            self._profile.cleanup()
+            self._stop()
 
     # --- what a person does ---
 
@@ -174,6 +164,21 @@ class Browser:
         return self._command("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     # --- the protocol ---
+
+    def _open_session(self, browser: str) -> str:
+        """The path of a new session."""
+        options = {"binary": browser, "args": [*_ARGUMENTS, f"--user-data-dir={self._profile.name}"]}
+        logs = {"browser": "ALL", "performance": "ALL"}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
+        answer = self._command("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        return f"/session/{answer['sessionId']}"
+
+    def _stop(self) -> None:
+        self._driver.terminate()
+        self._driver.wait(10)
+        assert self._driver.stdout is not None
+        self._driver.stdout.close()
+        self._profile.cleanup()
 
     def _driver_port(self) -> int:
         assert self._driver.stdout is not None
