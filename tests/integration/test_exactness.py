@@ -182,10 +182,40 @@ def test_engines_differ_in_nothing(name: str, llm_of: Callable[..., LLM]) -> Non
     llm = llm_of(name)
     prompt = llm.tokenize(PROMPT)
     params = [asked(seed=i, max_tokens=40) for i in range(4)]
-    expected = [everything(c.choices[0]) for c in llm.generate([prompt] * 4, params)]
+    prompts: list[Any] = [[*prompt[i:], *prompt[:i]] for i in range(4)]  # no two have a prefix in common
+    expected = [everything(c.choices[0]) for c in llm.generate(prompts, params)]
     room = llm.text_engine.engine.block_bytes * (3 * blocks_for(len(prompt) + 40) - 2)  # not quite for three
     small = llm_of(name, threads=1, batch_tokens=40, max_sequences=4, kv_bytes=room)
-    assert [everything(c.choices[0]) for c in small.generate([prompt] * 4, params)] == expected
+    assert [everything(c.choices[0]) for c in small.generate(prompts, params)] == expected
     assert small.text_engine.engine.scheduler.preemptions > 0
     scored = llm.score([[*prompt, *expected[0][0]]], top_k=3)[0]
     assert tuple(scored.logprobs[-40:]) == expected[0][2]
+
+
+@each_model
+@pytest.mark.parametrize("kv_type", ["int8", "f16"])
+def test_a_cached_prefix_changes_nothing(name: str, kv_type: str, llm_of: Callable[..., LLM]) -> None:
+    """A cold cache, a warm one, one that matches inside a block, one that has to evict: the same answers."""
+    llm = llm_of(name, kv_type=kv_type)
+    prompt = llm.tokenize(PROMPT)
+    other = (prompt[0] + 1) % llm.text_engine.engine.vocabulary
+    salted: list[Any] = [[*prompt[:cut], other, *prompt[cut:]] for cut in (1, 15, 16, 17, 31, 32)]
+    # Namespaces of LLM are one, so a cold answer needs an engine of its own.
+    cold = llm_of(name, kv_type=kv_type, threads=1)
+    expected = []
+    for i, ids in enumerate(salted):
+        expected.append(everything(cold.generate(ids, asked(seed=i))[0].choices[0]))
+    assert cold.text_engine.engine.stats().prefix_hits_tokens > 0  # of those before it, up to the cut
+    llm.generate(prompt, asked())
+    for i, ids in enumerate(reversed(salted)):
+        seed = len(salted) - 1 - i
+        assert everything(llm.generate(ids, asked(seed=seed))[0].choices[0]) == expected[seed]
+        again = llm.generate(ids, asked(seed=seed))[0]
+        assert again.num_cached_tokens >= len(ids) // 16 * 16 - 1
+        assert everything(again.choices[0]) == expected[seed]
+    room = cold.text_engine.engine.block_bytes * (blocks_for(len(prompt) + 40) + 2)  # for one answer at a time
+    small = llm_of(name, kv_type=kv_type, kv_bytes=room)
+    for _ in range(2):
+        for seed, ids in enumerate(salted):
+            assert everything(small.generate(ids, asked(seed=seed))[0].choices[0]) == expected[seed]
+    assert small.text_engine.engine.stats().evictions > 0
