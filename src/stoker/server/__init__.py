@@ -1,7 +1,18 @@
-"""The OpenAI-compatible HTTP server. It speaks `ModelHost`, `Request` and `Event`, and nothing below."""
+"""The OpenAI-compatible HTTP server. It speaks `ModelHost`, `Request` and `Event`, and nothing below.
 
-from stoker.server.app import build_app
+`build_app` (in `stoker.server.app`) makes the ASGI application, `HttpServer` (in `stoker.server.run`) runs
+it.
+They are not imported here: their libraries take longer to load than the engine's process to start.
+"""
+
+from stoker.server.listen import check_exposure, is_loopback, loopback_names, open_socket, url_of
 from stoker.server.options import ServerOptions
-from stoker.server.service import Service, Views
 
-__all__ = ["ServerOptions", "Service", "Views", "build_app"]
+__all__ = [
+    "ServerOptions",
+    "check_exposure",
+    "is_loopback",
+    "loopback_names",
+    "open_socket",
+    "url_of",
+]

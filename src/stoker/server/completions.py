@@ -68,7 +68,7 @@ def _prompts(fields: CompletionRequest) -> list[str | tuple[int, ...]]:
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
-        return [tuple(cast("list[int]", prompt))]
+        return [tuple(prompt)]
     return [item if isinstance(item, str) else tuple(item) for item in cast("list[str | list[int]]", prompt)]
 
 

@@ -59,7 +59,7 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer. Never leaves this package."""
 
 
-def refuse(param: str | None, message: str, *, code: str | None = None, status: int = 400) -> Refusal:
+def refuse(param: str | None, message: str, *, code: str = "invalid_value", status: int = 400) -> Refusal:
     """A refusal because of one field; `message` names it, its value and what is allowed."""
     return Refusal(Problem(status, message, param=param, code=code))
 

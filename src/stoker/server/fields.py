@@ -135,10 +135,9 @@ def _is_accepted(name: str, value: Any) -> bool:
 
 
 def _refusal_of(error: ValidationError, known: Any) -> Refusal:
-    """One sentence for the first thing that is wrong; of a union's several, for the one that got furthest."""
+    """One sentence for the first thing that is wrong."""
     errors = error.errors(include_url=False, include_context=False)
-    first_field = errors[0]["loc"][:1]
-    of_field = [item for item in errors if item["loc"][:1] == first_field]
+    of_field = _of_likeliest_form([e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]])
     item = max(of_field, key=lambda e: (len(e["loc"]), e["type"] != "extra_forbidden"))
     param = _path(item["loc"])
     last = str(item["loc"][-1]) if item["loc"] else ""
@@ -150,21 +149,48 @@ def _refusal_of(error: ValidationError, known: Any) -> Refusal:
         return refuse(param, f"{param} is not a field of this request{allowed}", code="unknown_parameter")
     if item["type"] == "missing":
         return refuse(param, f"{param} is missing", code="missing_parameter")
-    message = item["msg"][:1].lower() + item["msg"][1:]
-    others = sorted({e["msg"] for e in of_field if _path(e["loc"]) == param})
-    if len(others) > 1:  # the forms of a union
-        message = "; or: ".join(text[:1].lower() + text[1:] for text in others)
-    return refuse(param, f"{param} is {_shown(item['input'])}: {message}", code="invalid_value")
+    messages = sorted({e["msg"] for e in of_field if _path(e["loc"]) == param})
+    message = "; or: ".join(text[:1].lower() + text[1:] for text in messages)  # several: a union's forms
+    return refuse(param, f"{param} is {_shown(item['input'])}: {message}")
+
+
+def _of_likeliest_form(errors: list[Any]) -> list[Any]:
+    """Of a union's errors those of the form that was meant: its type fits, and the least is wrong with it."""
+    by_form: dict[tuple[int | str, ...], list[Any]] = {}
+    for item in errors:
+        location = item["loc"]
+        place = next((i for i, part in enumerate(location[1:], 1) if _is_form(part)), None)
+        if place is None:
+            return errors  # wrong before any union, or in a field of one form
+        by_form.setdefault(location[: place + 1], []).append(item)
+    fitting = [
+        group
+        for form, group in by_form.items()
+        if not (len(group) == 1 and group[0]["loc"] == form and group[0]["type"].endswith("_type"))
+    ]
+    if not fitting:
+        return errors
+    least = min(map(len, fitting))
+    return [item for group in fitting if len(group) == least for item in group]
+
+
+def _is_form(part: int | str) -> bool:
+    """True for what pydantic puts into a location to name a union's form: str, list[TextPart], ..."""
+    if isinstance(part, int):
+        return False
+    return part in ("str", "int", "float") or "[" in part or part.startswith("constrained-")
 
 
 def _path(location: tuple[int | str, ...]) -> str:
     """("messages", 0, "content", "list[TextPart]", 1, "type") -> messages[0].content[1].type."""
     path = ""
-    for part in location:
+    for place, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "constrained"):
-            path += f".{part}" if path else part
+        elif place == 0:
+            path = part
+        elif not _is_form(part):
+            path += f".{part}"
     return path
 
 

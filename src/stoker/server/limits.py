@@ -34,6 +34,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock; refuse one connection too many."""
         super().connection_made(transport)
         if len(self.connections) > self._most_connections:
             self._refuse(
@@ -49,11 +50,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._time_out_after(self._options.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clocks."""
         self._stop_timer()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Count what belongs to a header."""
         if self._in_header:
             self._header_bytes += len(data)
         super().data_received(data)
@@ -68,30 +71,36 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def send_400_response(self, msg: str) -> None:
+        """What the parser did not understand."""
         self._refuse(Problem(400, "this is not HTTP/1.1", code="invalid_http"))
 
     def on_message_begin(self) -> None:
+        """The first byte of a request."""
         super().on_message_begin()
         if self._timer is None:  # a further request on the connection
             self._time_out_after(self._options.header_timeout_s)
 
     def on_headers_complete(self) -> None:
+        """From here the body's time runs."""
         self._in_header = False
         self._header_bytes = 0
         self._time_out_after(self._options.header_timeout_s + self._options.body_timeout_s + _GRACE_S)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        """The request is here; its answer may take as long as it takes."""
         self._in_header = True
         self._stop_timer()
         super().on_message_complete()
 
     def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
         super().pause_writing()
         if self._stalled is None:
             self._stalled = self.loop.call_later(_STALL_S, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """It has read on."""
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None

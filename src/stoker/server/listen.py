@@ -26,8 +26,8 @@ def check_exposure(host: str, *, has_keys: bool) -> None:
     """Raise `RequestError` if others could reach the server, and no API key keeps them out."""
     if not is_loopback(host) and not has_keys:
         raise RequestError(
-            f"host is {host}, which other machines may reach, and there is no API key; allowed without a key: "
-            "127.0.0.1, ::1, localhost",
+            f"host is {host}, which other machines may reach, and there is no API key; allowed without "
+            "one: 127.0.0.1, ::1, localhost",
             hint="set STOKER_API_KEY, or --api-key-file FILE",
         )
 
@@ -38,7 +38,7 @@ def loopback_names(host: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `UnavailableError`, `RequestError` for no address."""
+    """A listening socket; port 0 takes a free one. Raises `UnavailableError`, `RequestError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
