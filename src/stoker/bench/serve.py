@@ -79,6 +79,7 @@ def measure_serving(
     since_s, until_s = ran.window
     samples = collect_samples(ran.records, since_s=since_s, until_s=until_s)
     result |= summarize(ran.records, samples, output_tokens=load.output_tokens)
+    result["retries"] = ran.retries
     tokens = sum(record.output_tokens for record in ran.records)
     result["client_cpu_us_per_token"] = round(ran.cpu_s * 1e6 / tokens, 1) if tokens else None
     if load.intruder_tokens:
@@ -104,6 +105,7 @@ class _Ran:
     intruder: StreamRecord | None
     window: tuple[float, float]  # only gaps inside count
     cpu_s: float  # of this process, while requests were open
+    retries: int
 
 
 async def _run(
@@ -150,7 +152,7 @@ async def _measure(
 ) -> _Ran:
     gc.collect()
     gc.disable()  # a collection would come between a read and its time; what is kept has no cycles
-    cpu_s = time.process_time()
+    cpu_s, retries = time.process_time(), client.retries
     try:
         work = _send(client, target, bodies, load, seed, timeout_s)
         exchanges, late = await _reporting(client, work, load.requests, progress)
@@ -164,7 +166,8 @@ async def _measure(
             min(exchange.ended_s for exchange in exchanges),
         )
     records = [read_stream(exchange) for exchange in exchanges]
-    return _Ran(target, records, read_stream(late) if late is not None else None, window, cpu_s)
+    intruder = read_stream(late) if late is not None else None
+    return _Ran(target, records, intruder, window, cpu_s, client.retries - retries)
 
 
 async def _send(

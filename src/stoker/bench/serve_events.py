@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stoker.bench.serve_http import Exchange
 
+MOST_TOKENS = 1 << 40  # what a usage may say; more is nonsense, and overflows when divided
 MOST_LINE_BYTES = 1 << 20  # of one event: ten thousand times a token's
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -126,7 +127,7 @@ class _Answer:
             return
         try:
             event = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
             self._fail("protocol", f"an event is not a JSON object: {data[:80]!r}")
@@ -180,7 +181,7 @@ def message_of(body: bytes) -> str:
     """What an error body says, in OpenAI's shape or another; the start of the body if in none."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body[:200].decode("utf-8", "replace").strip()
     error = value.get("error", value) if isinstance(value, dict) else value
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
@@ -195,4 +196,4 @@ def _has_text(choice: dict[str, Any]) -> bool:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None

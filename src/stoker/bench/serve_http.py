@@ -310,6 +310,7 @@ class Client:
         self.address = address
         self.clock = clock
         self.ended = 0  # exchanges so far
+        self.retries = 0  # requests sent again, since their kept connection closed without a byte
         self._idle: list[Connection] = []
         self._tls = ssl.create_default_context() if address.tls else None
         authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
@@ -365,6 +366,7 @@ class Client:
             # A server may close a kept connection just as it is used again: then, and only then, ask anew.
             if parser.done or connection.heard:
                 return self._keep(connection, parser)
+            self.retries += 1
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             lambda: Connection(self.clock), self.address.host, self.address.port, ssl=self._tls

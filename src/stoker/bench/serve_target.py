@@ -211,7 +211,7 @@ def _tokenizer(client: Client, model: str) -> Callable[[str], Any]:
 def _json(found: Exchange) -> dict[str, Any]:
     try:
         value = json.loads(found.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}
 
