@@ -13,9 +13,9 @@ from stoker.api.errors import StokerError
 from stoker.api.protocols import ModelCard, ModelHost, ServedModel
 from stoker.api.stats import EngineStats, HotPrefix
 
-# An engine answers between two steps, so within tens of milliseconds; one that restarts has its last known
-# counters at hand. Beyond a second, saying that it does not answer tells more than waiting.
-STATS_TIMEOUT_S = 1.0
+# An engine answers between two steps, and its process gives the last known counters after a second. Beyond
+# three, saying that it does not answer tells more than waiting; Prometheus gives up after ten.
+STATS_TIMEOUT_S = 3.0
 
 
 async def read_stats(model: ServedModel) -> EngineStats | str:

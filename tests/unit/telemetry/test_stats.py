@@ -70,4 +70,4 @@ def test_a_model_without_numbers_says_why() -> None:
     slow.stats_delay_s = 30
     down, late = _stats(FakeModel("down", _script, stats=UnavailableError("it restarts")), slow)["models"]
     assert (down["stats"], down["error"]) == (None, "it restarts")
-    assert (late["stats"], late["error"]) == (None, "slow did not answer within 1 s")
+    assert (late["stats"], late["error"]) == (None, "slow did not answer within 3 s")
