@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bench.serve_report import serving_section
+
 BEGIN, END = "<!-- begin: written by bench/report.py -->", "<!-- end -->"
 PEER = "llama.cpp"
 
@@ -24,7 +26,7 @@ def write_report(results: dict[str, Any], root: Path) -> str:
     table = "\n".join(_table(results)).strip()
     (root / "docs" / "benchmarks.svg").write_text(plot(results), encoding="utf-8")
     page = ["# Benchmarks", "", *_introduction(results), "", table, "", "![The same as bars](benchmarks.svg)"]
-    page += ["", *_method(), ""]
+    page += ["", *_method(), "", *serving_section(root)]
     (root / "docs" / "benchmarks.md").write_text("\n".join(page), encoding="utf-8")
     readme = root / "README.md"
     if readme.exists():
@@ -153,7 +155,7 @@ def _text(x: float, y: float, text: str, *, bold: bool = False) -> str:
 def main() -> None:
     """Write table, plot and README from the newest result file; say so where there is none."""
     root = Path(__file__).resolve().parents[1]
-    files = sorted((root / "bench" / "results").glob("*.json"))
+    files = sorted((root / "bench" / "results").glob("*-threads.json"))
     if not files:
         print("no results in bench/results yet: make bench writes them", file=sys.stderr)
         return

@@ -27,13 +27,17 @@ class Worker:
 
     def rate(self, request: dict[str, Any]) -> float:
         """Tokens per second of one run of the workload in `request`."""
+        return float(self.ask(request)["tokens_per_s"])
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The worker's answer to one request. Raises WorkerError if it ends or answers nonsense."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise WorkerError(f"{self.name} ended with status {self._process.wait()}") from error
-        return float(self._answer()["tokens_per_s"])
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
