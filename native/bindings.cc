@@ -159,6 +159,11 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
       .def("select", [](LoadedProgram& s, int x, int out) { s.program.add(SelectStep{x, out}); }, "x"_a, "out"_a);
 }
 
+void check_block(const KvCache& cache, int64_t block) {
+  if (block < 0 || block >= cache.blocks())
+    throw std::invalid_argument("block " + std::to_string(block) + "; allowed: 0 to " + std::to_string(cache.blocks() - 1));
+}
+
 // Median-of-5 rates of this machine with `threads` threads: bytes read per second from memory that no cache
 // holds, and int8 operations (multiply and add apart) per second.
 nb::dict measure_limits(int threads) {
@@ -247,11 +252,22 @@ NB_MODULE(_native, m) {
       .def_prop_ro("blocks", &KvCache::blocks)
       .def_prop_ro("block_bytes", &KvCache::block_bytes)
       .def("copy_block", [](KvCache& s, int64_t source, int64_t destination) {
-        if (source < 0 || source >= s.blocks() || destination < 0 || destination >= s.blocks())
-          throw std::invalid_argument("block " + std::to_string(source) + " or " + std::to_string(destination) +
-                                      " is outside 0 to " + std::to_string(s.blocks() - 1));
+        check_block(s, source);
+        check_block(s, destination);
         s.copy_block(source, destination);
-      }, "source"_a, "destination"_a);
+      }, "source"_a, "destination"_a)
+      .def("read_block", [](const KvCache& s, int64_t block) {
+        check_block(s, block);
+        uint8_t* out = new uint8_t[(size_t)s.block_bytes()];
+        s.read_block(block, out);
+        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(out, {(size_t)s.block_bytes()}, owner_of(out));
+      }, "block"_a)
+      .def("write_block", [](KvCache& s, int64_t block, Bytes payload) {
+        check_block(s, block);
+        if ((int64_t)payload.size() != s.block_bytes())
+          throw std::invalid_argument("a block of " + std::to_string(payload.size()) + " bytes; allowed: " + std::to_string(s.block_bytes()));
+        s.write_block(block, payload.data());
+      }, "block"_a, "payload"_a.noconvert());
 
   nb::class_<LoadedProgram> program(m, "Program");
   program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t, int64_t, int64_t>(), "pool"_a, "cache"_a,

@@ -30,4 +30,16 @@ void KvCache::copy_block(int64_t source, int64_t destination) {
       std::memcpy(head(l, destination, h), head(l, source, h), (size_t)layers_[(size_t)l].head_bytes);
 }
 
+void KvCache::read_block(int64_t block, uint8_t* out) const {
+  for (int l = 0; l < (int)layers_.size(); ++l)
+    for (int h = 0; h < layers_[(size_t)l].shape.kv_heads; ++h, out += head_bytes(l))
+      std::memcpy(out, head(l, block, h), (size_t)head_bytes(l));
+}
+
+void KvCache::write_block(int64_t block, const uint8_t* bytes) {
+  for (int l = 0; l < (int)layers_.size(); ++l)
+    for (int h = 0; h < layers_[(size_t)l].shape.kv_heads; ++h, bytes += head_bytes(l))
+      std::memcpy(head(l, block, h), bytes, (size_t)head_bytes(l));
+}
+
 }  // namespace stoker

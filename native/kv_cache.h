@@ -42,6 +42,10 @@ class KvCache {
   int64_t head_bytes(int layer) const { return layers_[(size_t)layer].head_bytes; }
   void copy_block(int64_t source, int64_t destination);
 
+  // One block as block_bytes() contiguous bytes: layer by layer, and in a layer head by head, each as it lies in memory.
+  void read_block(int64_t block, uint8_t* out) const;
+  void write_block(int64_t block, const uint8_t* bytes);
+
   KvType type() const { return type_; }
   int64_t blocks() const { return blocks_; }
   int64_t block_bytes() const { return block_bytes_; }

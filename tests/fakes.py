@@ -20,7 +20,7 @@ from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import TextEngine
 from stoker.kernels.interpreter import check_batch
-from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32
+from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, UInt8
 from stoker.sampling.reference import ReferenceSampler
 from stoker.sampling.rows import SampleResult, SampleRow
 
@@ -36,7 +36,7 @@ class ScriptedInterpreter:
     ) -> None:
         self.vocabulary = vocabulary
         self.num_blocks = num_blocks
-        self.block_bytes = BLOCK_TOKENS * 8
+        self.block_bytes = BLOCK_TOKENS * 16
         self.context_tokens = context_tokens
         self.batches: list[Batch] = []
         self.fail_at_run: int | None = None  # the run (from 0) that raises, for tests of failure
@@ -64,6 +64,14 @@ class ScriptedInterpreter:
     def copy_block(self, source: int, destination: int) -> None:
         """Copy one block's slots."""
         self._slots[destination] = self._slots[source]
+
+    def read_block(self, block: int) -> UInt8:
+        """[block_bytes] one block's slots."""
+        return self._slots[block].reshape(-1).view(np.uint8).copy()
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Put such bytes into a block."""
+        self._slots[block] = payload.view(np.int64).reshape(BLOCK_TOKENS, 2)
 
     def _read(self, table: npt.NDArray[np.int32], tokens: int) -> npt.NDArray[np.int64]:
         read = self._slots[table[: -(-tokens // BLOCK_TOKENS)]].reshape(-1, 2)[:tokens]
@@ -102,6 +110,13 @@ class InstantInterpreter:
     def copy_block(self, source: int, destination: int) -> None:
         """Nothing is kept, so nothing is copied."""
 
+    def read_block(self, block: int) -> UInt8:
+        """No bytes."""
+        return np.empty(0, np.uint8)
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Nothing is kept."""
+
 
 class GreedySampler:
     """The likeliest token and nothing else, in one numpy call."""
@@ -139,6 +154,13 @@ class RecitingInterpreter:
 
     def copy_block(self, source: int, destination: int) -> None:
         """Nothing is kept, so nothing is copied."""
+
+    def read_block(self, block: int) -> UInt8:
+        """No bytes."""
+        return np.empty(0, np.uint8)
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Nothing is kept."""
 
 
 class ByteTokenizer:

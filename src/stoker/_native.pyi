@@ -66,6 +66,11 @@ class KvCache:
     @property
     def block_bytes(self) -> int: ...
     def copy_block(self, source: int, destination: int) -> None: ...
+    def read_block(self, block: int) -> _Bytes:
+        """[block_bytes] a copy of one block of every layer. ValueError for no such block."""
+
+    def write_block(self, block: int, payload: _Bytes) -> None:
+        """Put [block_bytes] back. ValueError for no such block, or another number of bytes."""
 
 class Program:
     """Steps over named buffers, in the order they were added; `run` runs them all with the GIL released."""

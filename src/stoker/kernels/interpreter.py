@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from stoker.api.errors import EngineError
-from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32
+from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, UInt8
 
 
 class Interpreter(Protocol):
@@ -37,6 +37,16 @@ class Interpreter(Protocol):
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another. EngineError for no such block."""
+        ...
+
+    def read_block(self, block: int) -> UInt8:
+        """[block_bytes] a copy of one block's keys and values, of every layer; for `write_block` of the same
+        Program and KV type only. EngineError for no such block.
+        """
+        ...
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Put such bytes [block_bytes] into a block. EngineError for no such block, or another length."""
         ...
 
 

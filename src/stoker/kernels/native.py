@@ -11,7 +11,7 @@ from stoker import _native
 from stoker.api.errors import CapacityError, EngineError
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.lowering import Lowering
-from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Program
+from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Program, UInt8
 
 KvType = Literal["int8", "f16"]
 
@@ -135,6 +135,20 @@ class NativeInterpreter:
         """Copy every layer's keys and values between blocks. Raises EngineError for no such block."""
         try:
             self._cache.copy_block(source, destination)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+
+    def read_block(self, block: int) -> UInt8:
+        """[block_bytes] a copy of one block of every layer. Raises EngineError for no such block."""
+        try:
+            return self._cache.read_block(block)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Put such bytes into a block. Raises EngineError for no such block, or another length."""
+        try:
+            self._cache.write_block(block, payload)
         except ValueError as error:
             raise EngineError(str(error)) from error
 

@@ -32,6 +32,7 @@ from stoker.kernels.program import (
     Scale,
     SelectRows,
     Softcap,
+    UInt8,
 )
 
 Weight = Float32 | Callable[[], Float32]  # an array, or a function that makes it each time it is needed
@@ -338,11 +339,31 @@ class ReferenceInterpreter:
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another."""
-        for block in (source, destination):
-            if not 0 <= block < self._num_blocks:
-                raise EngineError(f"block {block}; allowed: 0 to {self._num_blocks - 1}")
+        self._check_block(source)
+        self._check_block(destination)
         for cache in (*self._k_caches, *self._v_caches):
             cache[destination] = cache[source]
+
+    def read_block(self, block: int) -> UInt8:
+        """[block_bytes] keys, then values, layer by layer."""
+        self._check_block(block)
+        parts = [cache[block].reshape(-1).view(np.uint8) for cache in (*self._k_caches, *self._v_caches)]
+        return np.concatenate(parts)
+
+    def write_block(self, block: int, payload: UInt8) -> None:
+        """Put what `read_block` gave into a block."""
+        self._check_block(block)
+        if payload.shape != (self.block_bytes,):
+            raise EngineError(f"a block of {payload.nbytes} bytes; allowed: {self.block_bytes}")
+        start = 0
+        for cache in (*self._k_caches, *self._v_caches):
+            part = payload[start : start + cache[block].nbytes]
+            cache[block] = part.view(cache.dtype).reshape(cache.shape[1:])
+            start += len(part)
+
+    def _check_block(self, block: int) -> None:
+        if not 0 <= block < self._num_blocks:
+            raise EngineError(f"block {block}; allowed: 0 to {self._num_blocks - 1}")
 
     def _weight(self, name: str) -> Float32:
         weight = self._weights[name]
