@@ -1,7 +1,7 @@
 """`python -m bench.serve`: `stoker serve` under load, beside its engine without HTTP, and beside vLLM.
 
 vLLM takes part where STOKER_BENCH_VLLM_PYTHON names the Python it is installed in and STOKER_BENCH_VLLM_MODEL
-the folder of its checkpoint. Writes bench/results/serve.json and the part of docs/benchmarks.md about serving.
+the folder of its checkpoint. Writes bench/results/serve.json and docs/benchmarks.md's part about serving.
 """
 
 from __future__ import annotations

@@ -38,6 +38,9 @@ def cli_reference() -> str:
     lines = ["# Command line", "", GENERATED, "", *_command("stoker", app, "COMMAND ...")]
     for name in sorted(commands):
         lines += ["", *_command(f"stoker {name}", commands[name], "")]
+        # `bench` is a command whose first word may name another.
+        for inner, command in getattr(commands[name], "measurements", dict)().items():
+            lines += ["", *_command(f"stoker {name} {inner}", command, "")]
     lines += ["", "## Other environment variables", "", "| variable | |", "|---|---|"]
     lines += [f"| `{name}` | {text} |" for name, text in OTHER_VARIABLES]
     lines += ["", "## Exit status", "", "| status | |", "|---|---|", "| 0 | it worked |"]

@@ -58,9 +58,13 @@ class BenchCommand(typer.core.TyperCommand):
             return measurement(name).make_context(f"{info_name} {name}", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
 
+    def measurements(self) -> dict[str, Any]:
+        """The commands behind it by their names, for the reference."""
+        return {name: measurement(name) for name in MEASUREMENTS}
+
 
 def measurement(name: str) -> Any:
-    """The command behind `stoker bench NAME`, for `BenchCommand` and for the reference."""
+    """The command behind `stoker bench NAME`."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     app.command(name)(MEASUREMENTS[name])
     return typer.main.get_command(app)
