@@ -64,7 +64,13 @@ def _distribution(x: int, y: int, title: str, values: Sequence[float]) -> Iterat
         on_left = value > most / 2
         yield f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{LINE_COLOUR}"/>'
         label = f"p{percent} {value:,.1f}"
-        yield _text(px + (-8 if on_left else 8), py + 14, label, anchor="end" if on_left else "start")
+        # Below the line, which is flat near its end and steep at its middle.
+        yield _text(
+            px + (-8 if on_left else 8),
+            py + (14 if percent == 50 else 26),
+            label,
+            anchor="end" if on_left else "start",
+        )
 
 
 def _throughput(x: int, y: int, token_times_s: Sequence[tuple[float, float]]) -> Iterator[str]:
@@ -107,11 +113,13 @@ def _line(x: int, y: int, shares: Sequence[tuple[float, float]]) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 5, 8, 10 times a power of ten."""
+    """The next number whose quarters are short enough to be read."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 4, 5, 8, 10, 20) if step * power >= value)
+    return next(
+        step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10, 20) if step * power >= value
+    )
 
 
 def _text(x: float, y: float, text: str, *, bold: bool = False, anchor: str = "start") -> str:
