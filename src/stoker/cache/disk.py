@@ -98,6 +98,9 @@ class DiskTier:
     def __len__(self) -> int:
         return len(self._slot_of)
 
+    def __bool__(self) -> bool:
+        return True  # an empty tier is a tier
+
     @property
     def size_bytes(self) -> int:
         """Length of the file: what it takes on disk when every slot is written."""
