@@ -2,11 +2,11 @@
 
     python -m bench.soak [--minutes 10] [--model smollm2] [--seed 1]
 
-Starts `stoker serve` and drives it with 24 clients: chats and completions, streamed and whole, shared and own
-prefixes, n = 2, stop strings, bad requests; a third leave before the end; every 45 seconds the engine's process is
-killed. Afterwards nothing may be left: no open request, no held block, no more file handles, and no more memory
-than after the first fifth (5 %). Answers with a seed that were not cut off must be equal each time they are
-given. Prints one JSON object and ends with status 1 if something is wrong.
+Starts `stoker serve` and drives it with 24 clients: chats and completions, streamed and whole, shared and
+own prefixes, n = 2, stop strings, bad requests; a third leave before the end; every 45 seconds the engine's
+process is killed. Afterwards nothing may be left: no open request, no held block, no more file handles, and
+no more memory than after the first fifth (5 %). Answers with a seed that were not cut off must be equal each
+time they are given. Prints one JSON object and ends with status 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KILL_EVERY_S = 45.0
 WARM_SHARE = 0.2  # of the run, before memory is first looked at
 MOST_GROWTH = 1.05
 STUCK_S = 120.0  # no request of this load takes as long, however busy the machine
-PREFIX = "You are the stoker of a steam engine. You know coal, water and fire, and you answer in few words. " * 6
+PREFIX = "You are the stoker of a steam engine. You know coal and water, and answer in few words. " * 6
 
 
 def children(pid: int) -> list[int]:
@@ -58,12 +58,14 @@ def request_of(draw: random.Random, model: str) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
     kind = draw.random()
     if kind < 0.05:
-        return "/v1/chat/completions", {**fields, "messages": draw.choice([[], "hello", [{"role": "nobody"}]])}
+        bad = draw.choice([[], "hello", [{"role": "nobody"}]])
+        return "/v1/chat/completions", {**fields, "messages": bad}
     if kind < 0.1:
         fields["n"] = 2
     elif kind < 0.2:
         fields["stop"] = ["\n", " the"]
-    text = f"{PREFIX if kind < 0.6 else ''}Question {seed}: what burns best?" + " Say why." * draw.choice([0, 40])
+    text = (PREFIX if kind < 0.6 else "") + f"Question {seed}: what burns best?"
+    text += " Say why." * draw.choice([0, 40])
     if draw.random() < 0.5:
         return "/v1/chat/completions", {**fields, "messages": [{"role": "user", "content": text}]}
     return "/v1/completions", {**fields, "prompt": text}
@@ -192,7 +194,8 @@ async def soak(
         "memory_within_5_percent": late_bytes <= early_bytes * MOST_GROWTH,
     }
     return {
-        "minutes": minutes, "outcomes": dict(run.outcomes), "killed": killed, "distinct_answers": len(run.answers),
+        "minutes": minutes, "outcomes": dict(run.outcomes), "killed": killed,
+        "distinct_answers": len(run.answers),
         "early_mb": early_bytes / 1e6, "late_mb": late_bytes / 1e6, "handles": handles(server.pid),
         "stats": {k: v for k, v in stats.items() if isinstance(v, int)}, "checks": checks,
     }  # fmt: skip
