@@ -113,8 +113,9 @@ def main() -> None:
         command = [sys.executable, "-m", "bench.serve_worker", str(path), str(options.threads), "32"]
         engine = stack.enter_context(Worker("engine", command))
         for number in range(options.runs):
-            for scenario in options.scenarios:
-                load, run_seed = SCENARIOS[scenario], seed + number
+            for place, scenario in enumerate(options.scenarios):
+                load = SCENARIOS[scenario]
+                run_seed = seed + number * len(SCENARIOS) + place  # no prompt comes twice to one server
                 for server in servers:
                     result, _ = measure_serving(
                         Serving(server.url), load, seed=run_seed, scenario=scenario, warn=_warn
@@ -241,11 +242,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2", help="a known name")
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each scenario, 3 or more")
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
     parser.add_argument("--logs", default=str(ROOT / "build" / "bench-logs"), help="folder for servers' logs")
     parser.add_argument("--scratch", action="store_true", help="print the results instead of writing files")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.runs < 3 and not options.scratch:
+        parser.error("--runs is less than 3: a median of two is a mean; --scratch allows it")
+    return options
 
 
 if __name__ == "__main__":
