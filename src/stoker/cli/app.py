@@ -14,7 +14,7 @@ import typer
 from stoker import __version__
 from stoker.api.errors import StokerError
 from stoker.cli import INTERRUPTED_STATUS
-from stoker.cli.bench import bench
+from stoker.cli.bench import BenchCommand, bench
 from stoker.cli.inspect import inspect
 from stoker.cli.list import list_models
 from stoker.cli.output import point_at_nothing, prepare_streams, say
@@ -73,12 +73,11 @@ def build_app() -> typer.Typer:
         ("pull", pull),
         ("list", list_models),
         ("inspect", inspect),
-        ("bench", bench),
+        ("serve", serve),
         ("version", version),
     ):
         app.command(name)(command)
-    # Whatever `serve` is given, its answer is the same.
-    app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
+    app.command("bench", cls=BenchCommand)(bench)  # its first word may say what to measure
     return app
 
 

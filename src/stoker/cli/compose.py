@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import importlib
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from stoker.api.errors import RequestError
 from stoker.api.request import Message, SamplingParams
 from stoker.cli.talk import Talker
+
+if TYPE_CHECKING:
+    from stoker.api.protocols import ModelHost
+    from stoker.process import ModelShelf
+    from stoker.server.run import HttpServer
+    from stoker.server.service import Service
+    from stoker.telemetry import Tracing
 
 # A base model seldom ends by itself; without a bound `stoker run` would fill the whole context.
 PLAIN_MAX_TOKENS = 256
@@ -78,3 +90,157 @@ def bench_model(
     from stoker.weights.store import resolve
 
     return measure_model(resolve(model), threads=threads, runs=runs, progress=progress)
+
+
+# --- stoker serve ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Which models are served, and with how much of the machine."""
+
+    names: tuple[str, ...]
+    threads: int | None
+    context_tokens: int | None
+    kv_bytes: int | None
+    kv_type: str
+    max_waiting: int
+    max_memory_bytes: int | None
+    keep_alive_s: float
+    target_itl_ms: float | None
+    disk_cache_bytes: int
+
+    def shelf(self) -> ModelShelf:
+        """The models, none of them loaded. Raises `RequestError`, `ModelNotFoundError`."""
+        from stoker.engine.load import DEFAULT_KV_BYTES, LoadOptions
+        from stoker.llm import RandomSeeds
+        from stoker.process import ModelShelf, ProcessOptions, ShelfOptions
+
+        load_options = LoadOptions(
+            threads=self.threads,
+            context_tokens=self.context_tokens,
+            kv_bytes=DEFAULT_KV_BYTES if self.kv_bytes is None else self.kv_bytes,
+            kv_type=self.kv_type,  # type: ignore[arg-type]  # checked there
+            disk_cache_bytes=self.disk_cache_bytes,
+            target_itl_ms=self.target_itl_ms,
+        )
+        return ModelShelf(
+            self.names,
+            load_options,
+            ShelfOptions(
+                memory_bytes=self.max_memory_bytes,
+                keep_alive_s=self.keep_alive_s,
+                process=ProcessOptions(max_waiting=self.max_waiting),
+            ),
+            seeds=RandomSeeds(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the server listens, and to whom."""
+
+    host: str
+    port: int
+    api_keys: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    more_hosts: tuple[str, ...]
+    max_body_bytes: int
+    drain_s: float
+
+    def listen(self) -> socket.socket:
+        """The listening socket. Raises `RequestError` for an address that needs a key, `UnavailableError`."""
+        from stoker.server import check_exposure, open_socket
+
+        check_exposure(self.host, has_keys=bool(self.api_keys))
+        return open_socket(self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """What the server writes down."""
+
+    level: str
+    format: str | None  # none: text for a terminal, JSON for a file
+    log_prompts: bool
+    traces_url: str | None
+
+
+def serve_models(models: Models, access: Access, logs: Logs, listener: socket.socket) -> None:
+    """Serve until a signal; see `stoker serve`. Raises what loading the first model raises."""
+    import uvloop
+
+    uvloop.run(_serve(models, access, logs, listener))
+
+
+async def _serve(models: Models, access: Access, logs: Logs, listener: socket.socket) -> None:
+    started = time.perf_counter()
+    shelf = models.shelf()
+    first = asyncio.create_task(_load(shelf, shelf.cards()[0].name))
+    # The worker's process starts now, and loads while the server's modules are imported here.
+    await asyncio.sleep(0)
+    for module in ("stoker.server.app", "stoker.server.run", "stoker.telemetry"):
+        await asyncio.to_thread(importlib.import_module, module)
+    from stoker.server import url_of
+    from stoker.server.run import run_until_signal
+
+    server, service, tracing = _server(shelf, access, logs, listener)
+    serving = asyncio.create_task(run_until_signal(server, on_listening=lambda: None))
+    await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if first.done() and first.exception() is None:
+        seconds = time.perf_counter() - started
+        service.warm = True
+        names = ", ".join(card.name for card in shelf.cards())
+        print(f"{url_of(listener, access.host)} serves {names} (ready after {seconds:.2f} s)", flush=True)
+    elif not serving.done():
+        server.stop()
+    else:
+        first.cancel()
+    await serving
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
+    if first.done() and not first.cancelled():
+        first.result()
+
+
+async def _load(host: ModelHost, name: str) -> None:
+    async with host.use(name):
+        return
+
+
+def _server(
+    shelf: ModelShelf, access: Access, logs: Logs, listener: socket.socket
+) -> tuple[HttpServer, Service, Tracing | None]:
+    """The server around `shelf`, observed, its state, and its traces if they are asked for."""
+    from stoker import telemetry
+    from stoker.server import ServerOptions, is_loopback, loopback_names
+    from stoker.server.app import build_app
+    from stoker.server.run import HttpServer
+    from stoker.server.service import Views
+
+    telemetry.configure_logging(
+        format=logs.format or ("text" if sys.stderr.isatty() else "json"),  # type: ignore[arg-type]
+        level=logs.level,
+    )
+    metrics = telemetry.Metrics()
+    tracing = None if logs.traces_url is None else telemetry.open_tracing(logs.traces_url)
+    observers = [telemetry.RequestLog(log_prompts=logs.log_prompts)] + (
+        [] if tracing is None else [tracing.observe]
+    )
+    host = telemetry.ObservedHost(shelf, metrics.measures, observers=observers, keep_texts=logs.log_prompts)
+    options = ServerOptions(
+        api_keys=access.api_keys,
+        allowed_origins=access.allowed_origins,
+        allowed_hosts=loopback_names(access.host, access.more_hosts) if is_loopback(access.host) else None,
+        max_body_bytes=access.max_body_bytes,
+        max_bodies_bytes=4 * access.max_body_bytes,
+        drain_s=access.drain_s,
+    )
+    views = Views(
+        metrics=lambda: metrics.exposition(host),
+        metrics_content_type=telemetry.METRICS_CONTENT_TYPE,
+        stats=lambda: telemetry.stats_json(host),
+    )
+    app, service = build_app(host, options, views=views)
+    app = app if tracing is None else tracing.middleware(app)
+    return HttpServer(app, service, listener), service, tracing

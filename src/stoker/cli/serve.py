@@ -1,18 +1,253 @@
-"""`stoker serve`: the place of a command that people look for, until it is there."""
+"""`stoker serve`: the OpenAI-compatible server."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from stoker.cli.output import say
+from stoker.api.errors import RequestError
+from stoker.cli.options import ContextOption, ThreadsOption, parse_bytes, parse_seconds
 
-NOT_HERE_STATUS = 2  # as for any other command that is not known
+if TYPE_CHECKING:
+    from stoker.cli.compose import Access, Logs, Models
+
+DEFAULT_MODEL = "smollm2"
+
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL]...",
+        help="Models to serve, as in `stoker run`; the first is loaded at once, the others when they are "
+        f"asked for. [default: {DEFAULT_MODEL}]",
+        show_default=False,
+    ),
+]
+HostOption = Annotated[
+    str,
+    typer.Option(
+        "--host", envvar="STOKER_HOST", help="Address to listen on; beyond this machine an API key is needed."
+    ),
+]
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", min=0, max=65535, envvar="STOKER_PORT", help="0: any free port.")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        envvar="STOKER_API_KEY_FILE",
+        help="File of API keys, one a line; requests without one of them are refused.",
+    ),
+]
+KvBytesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bytes",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_KV_BYTES",
+        help="Most memory of each model's KV cache. [default: 2GiB]",
+    ),
+]
+KvTypeOption = Annotated[
+    str, typer.Option("--kv-type", envvar="STOKER_KV_TYPE", help="Numbers in the KV cache: int8 or f16.")
+]
+MaxWaitingOption = Annotated[
+    int,
+    typer.Option(
+        "--max-waiting",
+        min=1,
+        max=1 << 20,
+        envvar="STOKER_MAX_WAITING",
+        help="Most requests of a model that wait for their first token; more get 429.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_MAX_MEMORY",
+        help="Most memory of all loaded models, KV caches included; beyond it the least recently used one is "
+        "unloaded. [default: no limit]",
+    ),
+]
+KeepAliveOption = Annotated[
+    float,
+    typer.Option(
+        "--keep-alive",
+        parser=parse_seconds,
+        metavar="TIME",
+        envvar="STOKER_KEEP_ALIVE",
+        help="How long an unused model stays loaded: seconds, 5m, 1h; -1: for ever.",
+    ),
+]
+DrainOption = Annotated[
+    float,
+    typer.Option(
+        "--drain-seconds",
+        min=0,
+        max=86400,
+        envvar="STOKER_DRAIN_SECONDS",
+        help="How long open requests may go on after SIGTERM or Ctrl-C.",
+    ),
+]
+TargetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-itl-ms",
+        min=0.001,
+        envvar="STOKER_TARGET_ITL_MS",
+        help="Milliseconds between two tokens of a stream that prompts of others may not lengthen. "
+        "[default: twice what the streams take alone]",
+    ),
+]
+DiskCacheOption = Annotated[
+    int,
+    typer.Option(
+        "--disk-cache-bytes",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_DISK_CACHE_BYTES",
+        help="Most disk for prefixes that are kept over restarts, for each model.",
+    ),
+]
+NoDiskCacheOption = Annotated[
+    bool, typer.Option("--no-disk-cache", envvar="STOKER_NO_DISK_CACHE", help="Keep no prefixes on disk.")
+]
+MaxBodyOption = Annotated[
+    int,
+    typer.Option(
+        "--max-body-bytes",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_MAX_BODY_BYTES",
+        help="Largest body of a request; larger ones get 413.",
+    ),
+]
+OriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        envvar="STOKER_ALLOW_ORIGIN",
+        help="Origin of web pages that may use the server (CORS), or *; may be repeated.",
+    ),
+]
+HostNameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        envvar="STOKER_ALLOW_HOST",
+        help="A further name that requests may use for a server on loopback; may be repeated.",
+    ),
+]
+LogLevelOption = Annotated[
+    str,
+    typer.Option("--log-level", envvar="STOKER_LOG_LEVEL", help="debug, info, warning or error."),
+]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        envvar="STOKER_LOG_FORMAT",
+        help="json or text. [default: text on a terminal, else json]",
+    ),
+]
+LogPromptsOption = Annotated[
+    bool,
+    typer.Option("--log-prompts", envvar="STOKER_LOG_PROMPTS", help="Log prompts and answers as well."),
+]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--traces",
+        metavar="URL",
+        envvar="STOKER_TRACES",
+        help="Send OpenTelemetry traces to this OTLP/HTTP collector; needs stoker[telemetry].",
+    ),
+]
 
 
-def serve() -> None:
-    """Not in this release: says so and exits with status 2.
+def serve(
+    models: ModelsArgument = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    api_key_file: KeyFileOption = None,
+    threads: ThreadsOption = None,
+    context: ContextOption = None,
+    kv_bytes: KvBytesOption = None,
+    kv_type: KvTypeOption = "int8",
+    max_waiting: MaxWaitingOption = 1024,
+    max_memory: MaxMemoryOption = None,
+    keep_alive: KeepAliveOption = "-1",  # type: ignore[assignment]  # parsed, as a default of the user's would be
+    drain_seconds: DrainOption = 30.0,
+    target_itl_ms: TargetOption = None,
+    disk_cache_bytes: DiskCacheOption = "2GiB",  # type: ignore[assignment]
+    no_disk_cache: NoDiskCacheOption = False,
+    max_body_bytes: MaxBodyOption = "32MiB",  # type: ignore[assignment]
+    allow_origin: OriginOption = None,
+    allow_host: HostNameOption = None,
+    log_level: LogLevelOption = "info",
+    log_format: LogFormatOption = None,
+    log_prompts: LogPromptsOption = False,
+    traces: TracesOption = None,
+) -> None:
+    """Serve models over HTTP, as OpenAI does.
 
-    The OpenAI-compatible server comes with the next release.
+    A known model that is not on this machine is fetched first. Prints one line when the first model is ready.
+    SIGTERM or Ctrl-C ends it: open requests may finish; a second one does not wait for them.
+    docs/guides/serve.md has the paths, the fields and how to use it from other programs.
     """
-    say("error: the OpenAI-compatible server comes with the next release (hint: until then stoker run MODEL)")
-    raise typer.Exit(NOT_HERE_STATUS)
+    from stoker.cli.compose import Access, Logs, Models
+
+    served = Models(
+        tuple(models or [DEFAULT_MODEL]),
+        threads=threads,
+        context_tokens=context,
+        kv_bytes=kv_bytes,
+        kv_type=kv_type,
+        max_waiting=max_waiting,
+        max_memory_bytes=max_memory,
+        keep_alive_s=keep_alive,
+        target_itl_ms=target_itl_ms,
+        disk_cache_bytes=0 if no_disk_cache else disk_cache_bytes,
+    )
+    access = Access(
+        host,
+        port,
+        api_keys=_api_keys(api_key_file),
+        allowed_origins=tuple(allow_origin or ()),
+        more_hosts=tuple(allow_host or ()),
+        max_body_bytes=max_body_bytes,
+        drain_s=drain_seconds,
+    )
+    _serve(served, access, Logs(log_level, log_format, log_prompts=log_prompts, traces_url=traces))
+
+
+def _serve(models: Models, access: Access, logs: Logs) -> None:
+    from stoker.cli.compose import serve_models
+    from stoker.cli.pull import fetch_if_missing
+
+    with access.listen() as listener:  # first: a port in use should not cost a download
+        for name in models.names:
+            fetch_if_missing(name)
+        serve_models(models, access, logs, listener)
+
+
+def _api_keys(file: Path | None) -> tuple[str, ...]:
+    """The keys of STOKER_API_KEY and of the file. No option holds one: others can read a command line."""
+    keys = [os.environ["STOKER_API_KEY"].strip()] if os.environ.get("STOKER_API_KEY", "").strip() else []
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"cannot read the API keys in {file}: {error}") from error
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise RequestError(f"{file} has no API key; allowed: one a line")
+        keys += found
+    return tuple(keys)

@@ -11,14 +11,17 @@ from stoker.server.service import Service
 
 @dataclass(frozen=True)
 class Health:
-    """200 while a token can be produced: a loaded model is ready, and the server is not stopping."""
+    """200 while a token can be produced: a loaded model is ready, or all were unloaded because nobody used
+    them, and the server is not stopping."""
 
     service: Service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         models = [{"name": model.card.name, "ready": model.ready} for model in self.service.host.loaded()]
-        good = not self.service.draining and any(model["ready"] for model in models)
+        good = not self.service.draining and (
+            any(model["ready"] for model in models) or (not models and self.service.warm)
+        )
         answer = {"status": "ok" if good else "unavailable", "models": models}
         await answer_json(scope, send, answer, 200 if good else 503)
 

@@ -33,6 +33,7 @@ class Service:
     options: ServerOptions
     views: Views | None = None  # none: no /metrics and /stats
     bodies: BodyBudget = field(default_factory=BodyBudget)
+    warm: bool = False  # set once the first model was loaded: from then on one that is not, can be
     draining: bool = False  # set once, by whoever stops the server
     open_requests: int = 0
     _numbers: Iterator[int] = field(default_factory=itertools.count)
