@@ -44,7 +44,8 @@ _LAST_LINES = 20  # of standard error, kept for the message when a worker dies
 _LINE_CHARS = 2000  # of each of them
 # Packing a large model's weights may hold the interpreter for seconds, and with it the heartbeat's thread.
 _LOAD_SILENCE_S = 60.0
-_GOODBYE_S = 3.0  # from Shutdown to the worker's end; it drops what is open, so a step is all it takes
+# From Shutdown to the worker's end: the step under way, and saving prefixes where a disk keeps them.
+_GOODBYE_S = 10.0
 _IPC_PATH_BYTES = 100  # sun_path holds 104 to 108 with its zero
 
 

@@ -61,7 +61,7 @@ class HeldModel(ServedModel, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShelfOptions:
-    """How many models may be loaded, and for how long. Raises `RequestError` for a value outside its range."""
+    """How many models may be loaded, and for how long. Raises `RequestError` for a wrong value."""
 
     memory_bytes: int | None = None  # of all loaded models together; none: no cap
     keep_alive_s: float = -1.0  # after the last use; negative: until its memory is needed; 0: at once
@@ -93,9 +93,11 @@ class _Place:
         self.expected_bytes = int(status.st_size * _RESIDENT_PER_FILE_BYTE) + kv_bytes
         self.model: HeldModel | None = None
         self.loading: asyncio.Task[HeldModel] | None = None
+        self.starting = False  # there was room for it, and its worker is on the way
         self.closing: asyncio.Task[None] | None = None
         self.users = 0
         self.last_use = 0  # of a counter of uses
+        self.keep_alive_s = 0.0  # as its last use wished
         self.unload_at: asyncio.TimerHandle | None = None
         self.last_card: ModelCard | None = None  # as it was when it was last loaded
 
@@ -110,10 +112,10 @@ class _Place:
 
     @property
     def taken_bytes(self) -> int:
-        """What it takes now: all of it from the moment its loading begins until its worker has ended."""
+        """What it takes now: all of it from the moment its worker starts until that has ended."""
         if self.model is not None:
             return self.model.memory_bytes
-        return self.expected_bytes if self.loading is not None or self.closing is not None else 0
+        return self.expected_bytes if self.starting or self.closing is not None else 0
 
 
 class ModelShelf:
@@ -194,9 +196,9 @@ class ModelShelf:
         self._closing = True
         for place in self._places.values():
             self._forget_timer(place)
-            if place.loading is not None:
-                place.loading.cancel()
-                await asyncio.wait([place.loading])
+            if (loading := place.loading) is not None:
+                loading.cancel()
+                await asyncio.wait([loading])
         await asyncio.gather(
             *(self._unload(place, drain_s=drain_s) for place in self._places.values()), return_exceptions=True
         )
@@ -220,11 +222,16 @@ class ModelShelf:
         self._uses += 1
         place.users -= 1
         place.last_use = self._uses
-        if place.users or self._closing:
+        place.keep_alive_s = keep_alive_s
+        self._rest(place)
+
+    def _rest(self, place: _Place) -> None:
+        """If nobody uses it, let its time run."""
+        if place.users or place.model is None or self._closing or not 0 <= place.keep_alive_s < math.inf:
             return
-        if 0 <= keep_alive_s < math.inf:
-            # Also for 0 through the loop: whoever leaves need not wait for the worker's end.
-            place.unload_at = asyncio.get_running_loop().call_later(keep_alive_s, self._unload_soon, place)
+        # Also for 0 through the loop: whoever leaves need not wait for the worker's end.
+        loop = asyncio.get_running_loop()
+        place.unload_at = loop.call_later(place.keep_alive_s, self._unload_soon, place)
 
     def _forget_timer(self, place: _Place) -> None:
         if place.unload_at is not None:
@@ -240,29 +247,33 @@ class ModelShelf:
 
     async def _model(self, place: _Place) -> HeldModel:
         """The loaded model; all that come while it loads wait for the same worker."""
-        while place.model is None or place.model.is_down:
-            if place.loading is None:
-                place.loading = asyncio.create_task(self._load(place))
-            # Whoever is cancelled here does not take the others' load with them.
-            await asyncio.wait([place.loading])
-            loading = place.loading
-            if loading is not None and loading.done():
-                place.loading = None
-                if loading.cancelled():
-                    raise UnavailableError("the server is shutting down; it takes no new requests")
-                return loading.result()
-        return place.model
+        if place.model is not None and not place.model.is_down:
+            return place.model
+        if place.loading is None:
+            place.loading = asyncio.create_task(self._load(place))
+        loading = place.loading
+        # Whoever is cancelled here does not take the others' load with them.
+        await asyncio.wait([loading])
+        if loading.cancelled():
+            raise UnavailableError("the server is shutting down; it takes no new requests")
+        return loading.result()
 
     async def _load(self, place: _Place) -> HeldModel:
-        if place.model is not None:  # given up: its worker could not be started again
-            await self._unload(place, drain_s=0.0)
-        async with self._room:
-            await self._make_room(place)
-            model = await self._start(place.path, place.name)
-        place.model = model
-        place.expected_bytes = model.memory_bytes
-        place.last_card = model.card
-        return model
+        try:
+            if place.model is not None:  # given up: its worker could not be started again
+                await self._unload(place, drain_s=0.0)
+            async with self._room:
+                await self._make_room(place)
+                place.starting = True
+                model = await self._start(place.path, place.name)
+            place.model = model
+            place.expected_bytes = model.memory_bytes
+            place.last_card = model.card
+            return model
+        finally:
+            place.starting = False
+            place.loading = None
+            self._rest(place)  # those who wanted it may have left
 
     async def _make_room(self, place: _Place) -> None:
         """Unload idle models, the least recently used first, until this one fits. Raises `CapacityError`."""
@@ -274,7 +285,7 @@ class ModelShelf:
         needed = place.expected_bytes
         if needed > cap_bytes:
             raise CapacityError(
-                f"{place.name} may take {_mb(needed)} MB; allowed: {_mb(cap_bytes)} MB for all models together",
+                f"{place.name} may take {_mb(needed)} MB; allowed: {_mb(cap_bytes)} MB for all models",
                 hint="raise the memory cap, or lower the cap of the KV cache",
             )
         others = [other for other in self._places.values() if other is not place]

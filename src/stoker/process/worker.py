@@ -46,6 +46,7 @@ Load = Callable[[str, LoadOptions], TextEngine]
 
 END_OF_PARENT = 0  # exit statuses, for whoever reads a log
 FAILED = 3
+_SAVED_AT_ONCE = 8  # blocks, each some hundred KB: a request that comes meanwhile waits a few milliseconds
 _LAST_WORDS_MS = 2000  # how long the last message may take to leave
 
 
@@ -91,7 +92,10 @@ def _serve(settings: Settings, socket: zmq.Socket[bytes], steps: StepClock, load
             resident_bytes(), options.kv_bytes,
         )  # fmt: skip
         socket.send(encoder.encode(ready))
+        for note in engine.notes:
+            print(note, file=sys.stderr, flush=True)
         Worker(engine, socket, steps).run()
+        engine.engine.close()
     except StokerError as error:
         socket.send(encoder.encode(Fatal(pack_error(error))))
         return FAILED
@@ -133,7 +137,7 @@ class Worker:
 
     def _take_commands(self) -> bool:
         """Carry out what waits; without work, wait for some. False at the end."""
-        frame = None if self._engine.busy else self._socket.recv()
+        frame = None if self._engine.busy else self._idle()
         while not self._ending:
             if frame is None:
                 try:
@@ -143,6 +147,12 @@ class Worker:
             self._obey(self._decode(frame))
             frame = None
         return False
+
+    def _idle(self) -> bytes:
+        """Save prefixes while nothing else waits; the next command."""
+        while not self._socket.poll(0) and self._engine.engine.save_prefixes(_SAVED_AT_ONCE):
+            pass
+        return self._socket.recv()
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Open):
