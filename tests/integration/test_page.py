@@ -17,7 +17,9 @@ from tests.unit.telemetry.fake_host import FakeHost, FakeModel, done, tokens
 from stoker.api import EngineStats, HotPrefix, Request
 from stoker.api.errors import EngineError, PromptTooLongError
 from stoker.api.events import Event
-from stoker.server import ServerOptions, Views, build_app
+from stoker.server import ServerOptions
+from stoker.server.app import build_app
+from stoker.server.service import Views
 from stoker.telemetry import METRICS_CONTENT_TYPE, Metrics, ObservedHost, stats_json
 
 pytestmark = pytest.mark.slow  # half a minute in all: a real browser types key by key

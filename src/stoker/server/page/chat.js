@@ -242,7 +242,7 @@ export class Chat {
       const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
       add(`${number(cached)} of ${number(usage.prompt_tokens)} prompt tokens cached`);
     }
-    if (answer.reason === "length") add("cut off: no more tokens allowed");
+    if (answer.reason === "length") add("cut off at the limit");
     if (answer.reason === "stopped") add("stopped");
     const seed = element("button", "text", `seed ${answer.seed}`);
     seed.type = "button";

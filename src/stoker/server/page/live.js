@@ -5,6 +5,7 @@ import { element, number } from "./text.js";
 const POLL_MS = 1000;
 const LONGEST_PAUSE_MS = 8000; // between tries while the server does not answer
 const SAMPLES = 60;
+const LONGEST_PREFIX = 120; // characters of a prefix that fill three lines
 
 export class Live {
   // model() is the chosen model's name; onChange(models) is called after each answer, null without one.
@@ -129,8 +130,9 @@ export class Live {
     document.getElementById("no-prefix").hidden = prefixes.length > 0;
     const items = prefixes.map((prefix) => {
       const item = element("li");
-      const words = element("p", "words", oneLine(prefix.head));
-      if (prefix.tail) words.append(element("span", "gap", " … "), oneLine(prefix.tail));
+      const [start, end] = startAndEnd(oneLine(prefix.head), oneLine(prefix.tail));
+      const words = element("p", "words", start);
+      if (end) words.append(element("span", "gap", " … "), end);
       const hits = `${number(prefix.hits)} ${prefix.hits === 1 ? "hit" : "hits"}`;
       item.append(words, element("p", "count", `${hits}, ${number(prefix.tokens)} tokens`));
       return item;
@@ -149,6 +151,19 @@ export class Live {
     const place = document.getElementById(id);
     if (place.textContent !== text) place.textContent = text;
   }
+}
+
+// Prefixes of one tree differ at their ends, so that is what must be seen: [start, end], end "" if start is all.
+function startAndEnd(head, tail) {
+  const all = tail ? head + tail : head;
+  if (!tail && all.length <= LONGEST_PREFIX) return [all, ""];
+  const start = head.slice(0, 64);
+  const end = (tail || head).slice(-44);
+  // Cut between words, where the text has any.
+  const startEnds = head.length > 64 ? start.lastIndexOf(" ") : -1;
+  const endStarts = end.indexOf(" ");
+  return [start.slice(0, startEnds > 32 ? startEnds : 64).trimEnd(),
+    end.slice(endStarts >= 0 && endStarts < 16 ? endStarts + 1 : 0).trimStart()];
 }
 
 function oneLine(text) {
