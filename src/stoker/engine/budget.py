@@ -14,9 +14,10 @@ from stoker.api.errors import RequestError
 from stoker.api.request import check_int
 from stoker.engine.plan import StepPlan
 
-# A step with prefill beside running streams may take so many times the streams' own step: a stream's worst
-# gap stays well below three times its usual one, with room for noise.
-_STRETCH = 2.0
+# A step with prefill beside running streams may take so many times the streams' own step longer, and the more
+# prompts wait for each stream, the longer: one prompt among many streams slows them twofold, so that a stream's
+# worst gap stays well below three times its usual one; many prompts beside a few streams get most of the step.
+_STRETCH = 1.0
 _LEAST_PREFILL_TOKENS = 16  # a full tile of the kernels; a prompt always moves on
 _FORGET = 0.98  # weight of the past per observed step: about the last 50 count
 _CONTEXT_UNIT = 1024.0  # tokens read by attention are counted in thousands, to keep the system well scaled
@@ -77,12 +78,14 @@ class TokenBudget:
         self.cost = StepCost() if cost is None else cost
         self._options = options
 
-    def tokens(self, streams: int, context_tokens: int) -> int:
-        """For so many decoding streams that read so many tokens of context in a step."""
+    def tokens(self, streams: int, context_tokens: int, prompts: int) -> int:
+        """For so many decoding streams that read so many tokens of context in a step, and so many prompts that
+        are being computed or could be."""
         if not streams or not self.cost.known:
             return self.most_tokens
         alone_ms = self.cost.predict_ms(streams, context_tokens)
-        limit_ms = self._options.target_itl_ms or _STRETCH * alone_ms
+        stretch = 1.0 + _STRETCH * max(1.0, prompts / streams)
+        limit_ms = self._options.target_itl_ms or stretch * alone_ms
         # What a prompt token costs, its own attention over a context like the streams' included.
         mean_context = context_tokens // streams
         more_ms = (self.cost.predict_ms(streams + 64, context_tokens + 64 * mean_context) - alone_ms) / 64

@@ -154,7 +154,7 @@ class Engine:
         If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError`
         (`CapacityError` if memory ran out) is raised from the cause.
         """
-        return self._advance(self.budget.tokens(*self.scheduler.streams))[1]
+        return self._advance(self.budget.tokens(*self.scheduler.load))[1]
 
     def step_planned(self, budget_tokens: int) -> StepPlan:
         """A step with a given budget, as `step` otherwise; its plan."""

@@ -95,10 +95,13 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def streams(self) -> tuple[int, int]:
-        """How many running sequences decode, and how many tokens of context they read in a step."""
+    def load(self) -> tuple[int, int, int]:
+        """How many running sequences decode, how many tokens of context they read in a step, and how many
+        prompts are being computed or have a place to be."""
         lengths = [s.known for s in self._running.values() if s.computed >= s.known - 1]
-        return len(lengths), sum(lengths)
+        running = len(self._running)
+        prompts = running - len(lengths) + min(len(self._waiting), self.options.max_sequences - running)
+        return len(lengths), sum(lengths), prompts
 
     @property
     def wasted_slots(self) -> int:

@@ -37,23 +37,31 @@ def test_the_fit_finds_the_machine() -> None:
 
 
 def test_without_streams_or_experience_a_step_takes_all_it_may() -> None:
-    assert TokenBudget(512, BudgetOptions(), trained()).tokens(0, 0) == 512
-    assert TokenBudget(512, BudgetOptions()).tokens(32, 3200) == 512
+    assert TokenBudget(512, BudgetOptions(), trained()).tokens(0, 0, 1) == 512
+    assert TokenBudget(512, BudgetOptions()).tokens(32, 3200, 1) == 512
 
 
 def test_streams_are_slowed_twofold_at_most() -> None:
     cost = trained()
-    tokens = TokenBudget(512, BudgetOptions(), cost).tokens(32, 32 * 100)
+    tokens = TokenBudget(512, BudgetOptions(), cost).tokens(32, 32 * 100, 1)
     alone = cost.predict_ms(32, 3200)
     assert tokens > 32
     assert (tokens - 32) % 16 == 0
     assert cost.predict_ms(tokens, 3200 + (tokens - 32) * 100) <= 2 * alone + 0.5 * 16
 
 
+def test_many_prompts_beside_few_streams_get_more() -> None:
+    budget = TokenBudget(512, BudgetOptions(), trained())
+    found = [budget.tokens(4, 400, prompts) for prompts in (1, 4, 16, 60)]
+    assert found == sorted(found)
+    assert found[0] == found[1] == 4 + 16  # no more wait than stream
+    assert found[3] > 4 + 100
+
+
 @pytest.mark.parametrize(("target", "least", "most"), [(20.0, 48, 48), (40.0, 64, 64), (1.0, 48, 48)])
 def test_a_target_is_kept_where_it_can_be(target: float, least: int, most: int) -> None:
     """At 1 ms not even the streams alone fit: a prompt still moves by one tile a step."""
-    tokens = TokenBudget(512, BudgetOptions(target), trained()).tokens(32, 3200)
+    tokens = TokenBudget(512, BudgetOptions(target), trained()).tokens(32, 3200, 5)
     assert least <= tokens <= most
 
 
