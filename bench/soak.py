@@ -1,6 +1,6 @@
 """Ten minutes of what a server meets: mixed requests, clients that vanish, engines that are killed.
 
-    python -m bench.soak [--minutes 10] [--model smollm2] [--seed 1]
+    python -m bench.soak [--minutes 10] [--kill-every 45] [--model smollm2] [--seed 1]
 
 Starts `stoker serve` and drives it with 24 clients: chats and completions, streamed and whole, shared and
 own prefixes, n = 2, stop strings, bad requests; a third leave before the end; every 45 seconds the engine's
@@ -27,7 +27,6 @@ from typing import Any
 import httpx
 
 CLIENTS = 24
-KILL_EVERY_S = 45.0
 WARM_SHARE = 0.2  # of the run, before memory is first looked at
 MOST_GROWTH = 1.05
 STUCK_S = 120.0  # no request of this load takes as long, however busy the machine
@@ -135,11 +134,11 @@ class Soak:
         return "answered"
 
 
-async def kill_engines(server_pid: int, until_s: float) -> int:
+async def kill_engines(server_pid: int, every_s: float, until_s: float) -> int:
     """Kill the engine's process now and then; how often."""
     killed = 0
-    while time.monotonic() + KILL_EVERY_S < until_s:
-        await asyncio.sleep(KILL_EVERY_S)
+    while time.monotonic() + every_s < until_s:
+        await asyncio.sleep(every_s)
         for pid in children(server_pid):
             os.kill(pid, signal.SIGKILL)
             killed += 1
@@ -162,14 +161,14 @@ async def settle(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def soak(
-    url: str, server: subprocess.Popen[bytes], model: str, minutes: float, seed: int
+    url: str, server: subprocess.Popen[bytes], model: str, minutes: float, kill_every_s: float, seed: int
 ) -> dict[str, Any]:
     """Run the load; what came of it."""
     run = Soak(url, model, seed)
     began_s = time.monotonic()
     until_s = began_s + minutes * 60
     clients = [asyncio.create_task(run.run_client(until_s)) for _ in range(CLIENTS)]
-    killing = asyncio.create_task(kill_engines(server.pid, until_s))
+    killing = asyncio.create_task(kill_engines(server.pid, kill_every_s, until_s))
     await asyncio.sleep(minutes * 60 * WARM_SHARE)
     early_bytes = resident_bytes(server.pid)
     await asyncio.gather(*clients)
@@ -204,6 +203,7 @@ async def soak(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--kill-every", type=float, default=45.0, help="seconds between two kills")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int, default=8417)
@@ -218,7 +218,7 @@ def main() -> int:
                     break
             except httpx.HTTPError:
                 time.sleep(0.25)
-        found = asyncio.run(soak(url, server, asked.model, asked.minutes, asked.seed))
+        found = asyncio.run(soak(url, server, asked.model, asked.minutes, asked.kill_every, asked.seed))
     finally:
         server.terminate()
         server.wait(60)

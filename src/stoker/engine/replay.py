@@ -11,7 +11,7 @@ from stoker.api.errors import EngineError
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Entry, Stepped
 from stoker.engine.plan import StepPlan
-from stoker.kernels.program import Batch, Float32
+from stoker.kernels.program import Batch, Float32, UInt8
 from stoker.sampling.rows import SampleResult, SampleRow
 
 
@@ -32,9 +32,9 @@ class _RecordedModel:
     def copy_block(self, source: int, destination: int) -> None:
         """There are no blocks to copy."""
 
-    def read_block(self, block: int) -> bytes:
+    def read_block(self, block: int) -> UInt8:
         """There is nothing in a block."""
-        return b""
+        return np.empty(0, np.uint8)
 
     def write_block(self, block: int, payload: object) -> None:
         """There is nowhere to write."""
