@@ -4,8 +4,9 @@
 MODEL ?= smollm2
 PROMPT ?= Why does a steam engine need a stoker? Answer in three sentences.
 ARGS ?=
+PORT ?= 8000
 # Through the environment, so that quotes in a prompt reach the program as they were written.
-export MODEL PROMPT
+export MODEL PROMPT PORT
 
 PYTHON_IN_VENV := .venv/bin/python
 INSTALLED := .venv/stamps/installed
@@ -18,6 +19,7 @@ NATIVE_SOURCES := $(wildcard CMakeLists.txt pyproject.toml native/*.cc native/*.
 
 help:
 	@echo "make run    [MODEL=smollm2] [PROMPT='...'] [ARGS='--max-tokens 50']   set up, build, fetch, answer a question"
+	@echo "make serve  [MODEL=smollm2] [PORT=8000] [ARGS='--log-prompts']   the same behind an OpenAI-compatible server"
 	@echo "make test   [ARGS='-k name']   set up, fetch the test models, run every test"
 	@echo "make check  ruff and mypy"
 	@echo "make bench  Stoker beside llama.cpp on this machine: JSON, table and plot"
@@ -54,9 +56,9 @@ $(CHECK_INSTALLED): $(TEST_INSTALLED) pyproject.toml
 run: $(INSTALLED)
 	@$(PYTHON_IN_VENV) -m stoker run "$$MODEL" "$$PROMPT" $(ARGS)
 
-serve:
-	@echo "stoker: the OpenAI-compatible server comes with the next release; until then: make run, or stoker run MODEL" >&2
-	@exit 2
+# MODEL may name several, separated by spaces. The interpreter becomes this process, so that signals reach it.
+serve: $(INSTALLED)
+	@exec $(PYTHON_IN_VENV) -m stoker serve $$MODEL --port "$$PORT" $(ARGS)
 
 test: $(TEST_INSTALLED)
 	@scripts/install-neon-tools

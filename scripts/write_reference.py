@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md and docs/reference/errors.md from the code.
+"""Write docs/reference/cli.md, errors.md and openapi.json from the code.
 
 `make docs` calls this; a test compares the pages with what it would write, so that they cannot grow stale.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ GENERATED = "<!-- Written by scripts/write_reference.py (make docs). Change the 
 
 # Variables that no option mirrors: (name, what it does).
 OTHER_VARIABLES = (
+    ("STOKER_API_KEY", "API key of `stoker serve`, beside those of --api-key-file."),
     ("STOKER_HOME", "Folder for fetched models, instead of the system's cache folder."),
     (
         "STOKER_TARGET",
@@ -118,13 +120,21 @@ def error_classes() -> list[type[errors.StokerError]]:
     ]
 
 
+def openapi_reference() -> str:
+    """The server's OpenAPI document, as GET /openapi.json gives it."""
+    from stoker.server.openapi import openapi_document
+
+    return json.dumps(openapi_document(), ensure_ascii=False, indent=1) + "\n"
+
+
 def main() -> None:
     """Write the pages."""
     folder = ROOT / "docs" / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cli.md").write_text(cli_reference(), encoding="utf-8")
     (folder / "errors.md").write_text(errors_reference(), encoding="utf-8")
-    print("wrote docs/reference/cli.md, docs/reference/errors.md")
+    (folder / "openapi.json").write_text(openapi_reference(), encoding="utf-8")
+    print("wrote docs/reference/cli.md, docs/reference/errors.md, docs/reference/openapi.json")
 
 
 if __name__ == "__main__":

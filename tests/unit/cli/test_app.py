@@ -163,10 +163,10 @@ def test_inspect_shows_metadata_and_tensors_and_nothing_a_terminal_would_act_on(
     assert "tensors" not in json.loads(_stoker("inspect", str(path), "--json", "--no-tensors").stdout)
 
 
-def test_serve_says_when_it_comes() -> None:
-    shown = _stoker("serve", "smollm2", "--port", "8080")
-    assert (shown.returncode, shown.stdout) == (2, "")
-    assert "comes with the next release" in shown.stderr
+def test_serve_lets_nobody_in_from_elsewhere_without_a_key() -> None:
+    shown = _stoker("serve", "smollm2", "--host", "0.0.0.0", "--port", "0")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "there is no API key" in shown.stderr
     assert shown.stderr.count("\n") == 1
 
 
