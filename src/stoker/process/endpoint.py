@@ -48,6 +48,7 @@ _MOST_STRIKES = 3
 # Before restart 1, 2, ... in a row; the last for all after it. The first costs a reader only the loading.
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 _STEADY_S = 30.0  # a worker that lived so long did not fail at its start: the row begins anew
+_QUEUE_AGAIN_S = 0.2
 _STATS_WAIT_S = 1.0  # a long step is not waited for: the last known numbers do
 
 
@@ -306,15 +307,26 @@ class ProcessEndpoint:
         if isinstance(report, Events):
             self._on_events(report)
         elif isinstance(report, Failed):
-            answer = self._answers.get(report.key)
-            if answer is not None:
-                answer.fail(unpack_error(report.error))
-                self._forget(answer)
+            self._on_refusal(report)
         elif isinstance(report, Stats):
             self._stats = report.stats
             if self._stats_reply is not None:
                 self._stats_reply.set_result(None)
                 self._stats_reply = None
+
+    def _on_refusal(self, report: Failed) -> None:
+        answer = self._answers.get(report.key)
+        if answer is None:
+            return
+        error = unpack_error(report.error)
+        if isinstance(error, QueueFullError) and answer.resent:
+            # It had its place: those that ran beside the queue are all in the new worker's queue now.
+            answer.sent = False
+            self._unsent.append(answer)
+            asyncio.get_running_loop().call_later(_QUEUE_AGAIN_S, self._send_waiting)
+            return
+        answer.fail(error)
+        self._forget(answer)
 
     def _on_events(self, report: Events) -> None:
         answers = self._answers
@@ -408,6 +420,7 @@ class ProcessEndpoint:
         for answer in tuple(self._answers.values()):
             if answer.sent and not answer.progressed:
                 answer.strikes += 1
+            answer.resent |= answer.sent
             answer.sent = answer.progressed = False
             if answer.strikes >= _MOST_STRIKES:
                 guilty = True

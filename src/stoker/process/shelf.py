@@ -64,6 +64,9 @@ class ShelfOptions:
     """How many models may be loaded, and for how long. Raises `RequestError` for a wrong value."""
 
     memory_bytes: int | None = None  # of all loaded models together; none: no cap
+    room_wait_s: float = (
+        30.0  # how long a model may wait for others to be out of use, if it needs their memory
+    )
     keep_alive_s: float = -1.0  # after the last use; negative: until its memory is needed; 0: at once
     process: ProcessOptions = field(default_factory=ProcessOptions)
 
@@ -73,6 +76,8 @@ class ShelfOptions:
                 f"memory_bytes is {self.memory_bytes}; allowed: 1 and more, or none for no cap"
             )
         check_keep_alive(self.keep_alive_s)
+        if not 0 <= self.room_wait_s <= 86_400:
+            raise RequestError(f"room_wait_s is {self.room_wait_s}; allowed: 0 to 86400 seconds")
 
 
 def check_keep_alive(seconds: float) -> None:
@@ -159,6 +164,7 @@ class ModelShelf:
                 )
         self._uses = 0
         self._room = asyncio.Lock()  # one at a time makes room and begins to load
+        self._left = asyncio.Event()  # set when a model is out of use
         self._closing = False
 
     # --- ModelHost ---
@@ -223,6 +229,8 @@ class ModelShelf:
         place.users -= 1
         place.last_use = self._uses
         place.keep_alive_s = keep_alive_s
+        if not place.users:
+            self._left.set()
         self._rest(place)
 
     def _rest(self, place: _Place) -> None:
@@ -289,20 +297,31 @@ class ModelShelf:
                 hint="raise the memory cap, or lower the cap of the KV cache",
             )
         others = [other for other in self._places.values() if other is not place]
+        end_s = asyncio.get_running_loop().time() + self._options.room_wait_s
         while sum(other.taken_bytes for other in others) + needed > cap_bytes:
             idle = [other for other in others if other.model is not None and not other.users]
             leaving = [other.closing for other in others if other.closing is not None]
             if not leaving and not idle:
-                busy = ", ".join(other.name for other in others if other.users)
-                raise CapacityError(
-                    f"{place.name} may take {_mb(needed)} MB, and {busy} is in use; "
-                    f"allowed: {_mb(cap_bytes)} MB for all models together",
-                    hint="try again later, or raise the memory cap",
-                )
+                await self._wait_for_leavers(place, end_s)
+                continue
             if not leaving:
                 oldest = min(idle, key=lambda other: other.last_use)
                 leaving = [self._begin_unload(oldest, drain_s=0.0)]
             await asyncio.wait(leaving)
+
+    async def _wait_for_leavers(self, place: _Place, end_s: float) -> None:
+        """Until a model is out of use. Raises `CapacityError` if none is by then (of the loop's clock)."""
+        self._left.clear()
+        try:
+            async with asyncio.timeout_at(end_s):
+                await self._left.wait()
+        except TimeoutError:
+            busy = ", ".join(other.name for other in self._places.values() if other.model and other.users)
+            raise CapacityError(
+                f"{place.name} may take {_mb(place.expected_bytes)} MB, and {busy} is in use; "
+                f"allowed: {_mb(self._options.memory_bytes or 0)} MB for all models",
+                hint="try again later, or raise the memory cap",
+            ) from None
 
     def _begin_unload(self, place: _Place, *, drain_s: float) -> asyncio.Task[None]:
         """From now on it is not there; the task is done when its worker has ended."""

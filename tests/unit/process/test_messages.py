@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -91,3 +94,14 @@ def test_events_keep_their_values() -> None:
 def test_stats() -> None:
     stats = Stats(EngineStats(running=3, hottest=(HotPrefix(16, 2, (1, 2), (3,)),)))
     assert through_report(stats) == stats
+
+
+def test_the_worker_imports_little() -> None:
+    """It starts again while readers wait."""
+    code = "import sys, stoker.process.worker\nprint(*sorted(set(sys.modules) & set(sys.argv[1].split())))"
+    unwanted = "fastapi starlette pydantic uvicorn httpx rich typer asyncio jinja2 tokenizers logging ssl"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code, unwanted], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ""
