@@ -24,7 +24,7 @@ _SECONDS_PER_UNIT: Mapping[str, float] = MappingProxyType({"": 1.0, "s": 1.0, "m
 def parse_bytes(text: str) -> int:
     """A size: 1000000, 512MB, 2GiB, 1.5g. Raises typer.BadParameter."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if not found or found.group(2) not in _BYTES_PER_UNIT:
+    if not found or found.group(2) not in _BYTES_PER_UNIT:  # "5i" has the form, and no such unit
         raise typer.BadParameter(f"{text!r:.80} is no size; allowed: a number of bytes, or like 512MB, 2GiB")
     return int(float(found.group(1)) * _BYTES_PER_UNIT[found.group(2)])
 

@@ -71,7 +71,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, ModelNotFoundError):
         return Problem(404, str(error), param="model", code="model_not_found")
     if isinstance(error, PromptTooLongError):
-        return Problem(400, str(error), param="prompt", code="context_length_exceeded")
+        return Problem(400, str(error), code="context_length_exceeded")
     if isinstance(error, RequestError):
         return Problem(400, str(error), code="invalid_value")
     if isinstance(error, QueueFullError):
