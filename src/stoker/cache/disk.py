@@ -29,6 +29,9 @@ MAGIC = b"STOKERKV"
 VERSION = 1  # of the layout; a file of another one is replaced
 PAGE_BYTES = 4096
 SUFFIX = ".blocks"
+CAPS_IN_FOLDER = (
+    4  # models that are served in turn keep theirs; those long gone do not pile up
+)
 MAX_SLOTS = 1 << 24  # their headers take 1.3 GB: a cap beyond that is a mistake
 
 _FILE_HEADER = struct.Struct("<8sI4xQQ32s")  # magic, version, block bytes, slots, digest of the identity
@@ -63,7 +66,7 @@ class DiskTier:
 
     def __init__(self, folder: Path, *, identity: bytes, block_bytes: int, cap_bytes: int) -> None:
         """Opens the file, or makes it; files of other models go, oldest first, while `folder` holds more than
-        the cap. A file that was made for another cap is replaced by an empty one.
+        `CAPS_IN_FOLDER` caps. A file that was made for another cap is replaced by an empty one.
 
         Raises BlockingIOError if another process has it open, OSError, ValueError for a cap without room.
         """
@@ -82,7 +85,7 @@ class DiskTier:
         self.path = folder / (self._identity.hex()[:32] + SUFFIX)
         self._lock = _lock(self.path)
         try:
-            _trim(folder, self.path, cap_bytes)
+            _trim(folder, self.path, CAPS_IN_FOLDER * cap_bytes)
             self._file = self._open_file()
         except BaseException:
             os.close(self._lock)
@@ -297,8 +300,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _trim(folder: Path, own: Path, cap_bytes: int) -> None:
-    """Remove other models' files, oldest first, while all files together take more than the cap."""
+def _trim(folder: Path, own: Path, most_bytes: int) -> None:
+    """Remove other models' files that nobody has open, oldest first, while all take more than that."""
     found = []
     for path in folder.glob("*" + SUFFIX):
         with suppress(OSError):  # gone meanwhile
@@ -306,7 +309,7 @@ def _trim(folder: Path, own: Path, cap_bytes: int) -> None:
             found.append((status.st_mtime_ns, path, status.st_blocks * 512))
     total = sum(size_bytes for _, _, size_bytes in found)
     for _, path, size_bytes in sorted(found):
-        if total <= cap_bytes:
+        if total <= most_bytes:
             return
         if path == own:
             continue

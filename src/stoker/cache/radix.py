@@ -239,12 +239,18 @@ class RadixTree:
         return written
 
     def hottest(self, count: int) -> tuple[HotPrefix, ...]:
-        """The prefixes read most often: of a path with equal hits its end, longest first among equals."""
-        ends = [
-            node
-            for node in self._nodes.values()
-            if node.hits and all(child.hits < node.hits for child in node.children.values())
-        ]
+        """The prefixes read most often: of a path with equal hits its end, longest first among equals.
+
+        Of the namespace without a salt only: who gives one does not want to be seen by others.
+        """
+        ends = []
+        reached = [self._roots[b""]] if b"" in self._roots else []
+        while reached:
+            node = reached.pop()
+            read = [child for child in node.children.values() if child.hits]
+            reached += read  # a node was read at least as often as what follows it
+            if node.hits and all(child.hits < node.hits for child in read):
+                ends.append(node)
         found = []
         for node in nlargest(count, ends, key=lambda node: (node.hits, -node.serial)):
             path = list(_path(node))

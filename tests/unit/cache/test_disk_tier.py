@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoker.cache.disk import PAGE_BYTES, VERSION, DiskTier, open_disk_tier
+from stoker.cache.disk import CAPS_IN_FOLDER, PAGE_BYTES, VERSION, DiskTier, open_disk_tier
 from stoker.kernels.program import UInt8
 
 BLOCK_BYTES = 5000  # no multiple of a page
@@ -179,25 +179,22 @@ def test_another_cap_begins_anew(tmp_path: Path) -> None:
     assert tier.slots > SLOTS
 
 
-def test_files_of_other_models_go_when_the_folder_is_over_the_cap(tmp_path: Path) -> None:
-    (old, kept), cap_bytes = (b"old", b"kept"), 60 * PAGE_BYTES
-    for age, identity in ((2, old), (1, kept)):
-        tier = opened(tmp_path, identity, cap_bytes)
-        for number in range(14):
+def test_files_of_other_models_go_when_the_folder_holds_too_much(tmp_path: Path) -> None:
+    names = [bytes([number]) for number in range(CAPS_IN_FOLDER + 1)]
+    for age, identity in enumerate(names):
+        tier = opened(tmp_path, identity)
+        for number in range(SLOTS):
             assert tier.put(key(number), payload(number))
         tier.close()
-        os.utime(tier.path, (1000 - age, 1000 - age))
-    tier = opened(tmp_path, b"new", cap_bytes)  # 2 x 29 pages fit, and then its own
-    tier.put(key(0), payload(0))
-    tier.put(key(1), payload(1))
-    tier.close()
-    held = opened(tmp_path, kept, cap_bytes)
-    tier = opened(tmp_path, b"new", cap_bytes)
-    assert len(list(tmp_path.glob("*.blocks"))) == 2
-    assert len(held) == 14
-    tier.close()
-    held.close()
-    assert len(opened(tmp_path, old, cap_bytes)) == 0
+        os.utime(tier.path, (1000 + age, 1000 + age))
+    oldest, newest = opened(tmp_path, names[0]), opened(tmp_path, names[-1])
+    left = set(tmp_path.glob("*.blocks"))
+    assert {oldest.path, newest.path} <= left  # one is in use, the other its own
+    assert 2 <= len(left) <= CAPS_IN_FOLDER
+    assert sum(path.stat().st_blocks * 512 for path in left) <= CAPS_IN_FOLDER * CAP_BYTES
+    oldest.close()
+    newest.close()
+    assert len(opened(tmp_path, names[1])) == 0  # the oldest that nobody used
 
 
 def test_a_full_disk_stops_writing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
