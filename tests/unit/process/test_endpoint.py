@@ -228,7 +228,7 @@ def requests_of_all_kinds(count: int) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("count", [1, 9, 32])
+@pytest.mark.parametrize("count", [1, 9, pytest.param(32, marks=pytest.mark.slow)])
 def test_kill_goes_on_at_the_next_token(tmp_path: Path, count: int) -> None:
     async def work() -> None:
         path = write_model(tmp_path, step_ms=2)
@@ -339,6 +339,7 @@ def test_requests_wait_for_a_worker_that_comes_back(tmp_path: Path) -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_poison_fails_alone(tmp_path: Path) -> None:
     async def work() -> None:
         path = write_model(tmp_path, step_ms=2)
