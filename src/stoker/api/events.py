@@ -49,6 +49,7 @@ class DoneEvent:
     stop_reason: str | int | None  # the stop string or stop token id that ended it, if one did
     seed: int  # what replays this choice on its own: the request's seed (given or drawn) + choice
     usage: Usage
+    queue_ms: float | None = None  # from being taken to its first step; none where nobody looks at a clock
 
 
 Event = TokensEvent | DoneEvent

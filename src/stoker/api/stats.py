@@ -35,4 +35,5 @@ class EngineStats:
     disk_blocks: int = 0  # blocks kept on disk
     disk_rejected: int = 0  # blocks on disk that were corrupt or foreign, and were not served
     evictions: int = 0  # blocks that left the prefix cache
+    restarts: int = 0  # of the engine's process; the counters above begin anew with it
     hottest: tuple[HotPrefix, ...] = ()

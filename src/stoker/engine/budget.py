@@ -14,9 +14,10 @@ from stoker.api.errors import RequestError
 from stoker.api.request import check_int
 from stoker.engine.plan import StepPlan
 
-# A step with prefill beside running streams may take so many times the streams' own step longer, and the more
-# prompts wait for each stream, the longer: one prompt among many streams slows them twofold, so that a stream's
-# worst gap stays well below three times its usual one; many prompts beside a few streams get most of the step.
+# A step with prefill beside running streams may take so many times the streams' own step longer, and the
+# more prompts wait for each stream, the longer: one prompt among many streams slows them twofold, so that a
+# stream's worst gap stays well below three times its usual one; many prompts beside a few streams get most of
+# the step.
 _STRETCH = 1.0
 _LEAST_PREFILL_TOKENS = 16  # a full tile of the kernels; a prompt always moves on
 _FORGET = 0.98  # weight of the past per observed step: about the last 50 count
@@ -79,8 +80,8 @@ class TokenBudget:
         self._options = options
 
     def tokens(self, streams: int, context_tokens: int, prompts: int) -> int:
-        """For so many decoding streams that read so many tokens of context in a step, and so many prompts that
-        are being computed or could be."""
+        """For so many decoding streams that read so many tokens of context in a step, and so many prompts
+        that are being computed or could be."""
         if not streams or not self.cost.known:
             return self.most_tokens
         alone_ms = self.cost.predict_ms(streams, context_tokens)

@@ -257,6 +257,7 @@ class Engine:
     def check(self) -> None:
         """Raise `EngineError` if the blocks do not add up, or any is held while nothing is open."""
         self.pool.check()
+        self.tree.check()
         if not self._open and self.pool.held:
             raise EngineError(f"{self.pool.held} blocks are held, but no request is open")
 

@@ -24,6 +24,9 @@ from stoker.kernels.program import BLOCK_TOKENS
 from stoker.sampling.rows import SampleResult
 
 
+_FETCHED_BESIDE_STREAMS = 16  # blocks: about as long as one step of the streams
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
     """Limits of one step."""
@@ -78,6 +81,7 @@ class Scheduler:
         self.options = options
         self.steps = 0
         self.preemptions = 0
+        self.admitted: list[str] = []  # requests of which the last plan admitted a choice for the first time
         self._running: dict[int, Sequence] = {}  # by number, in order of admission
         self._waiting = WaitingQueue(
             tree, most_sequences=options.max_waiting, most_tokens=options.max_waiting_tokens
@@ -140,6 +144,7 @@ class Scheduler:
         most = self.options.batch_tokens
         budget = most if budget_tokens is None else min(max(budget_tokens, len(self._running), 1), most)
         draft = _Draft(budget, self.options.logit_rows)
+        self.admitted.clear()
         decoding: list[Sequence] = []
         filling: list[Sequence] = []
         for sequence in self._running.values():
@@ -246,15 +251,18 @@ class Scheduler:
                 sequence.table = self.pool.open_table()
             if sequence.cached is None:
                 sequence.cached = sequence.computed
+                self.admitted.append(sequence.request_id)
             self._running[sequence.number] = sequence
             self._waiting.started(sequence)
             self._extend(sequence, draft, rows_kept=0)
 
     def _open(self, sequence: Sequence, match: Match) -> None:
         """Start from the known prefix: in memory, and what continues it on disk."""
-        whole = len(sequence.ids) // BLOCK_TOKENS - len(match.blocks)
+        whole = len(sequence.ids) // BLOCK_TOKENS - match.tokens // BLOCK_TOKENS
         # Blocks that are needed anyway, and a few left for the streams.
         room = self.pool.available - len(self._running)
+        if self._running:  # they wait while the disk is read, a millisecond a block at worst
+            room = min(room, _FETCHED_BESIDE_STREAMS)
         match = self.tree.fetch(sequence.namespace, sequence.ids, match, limit_blocks=min(whole, room))
         sequence.table = self.tree.open(match, count=sequence.cached is None)
         # The last known token is always computed: that yields its logits.

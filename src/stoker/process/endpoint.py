@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -309,7 +310,7 @@ class ProcessEndpoint:
         elif isinstance(report, Failed):
             self._on_refusal(report)
         elif isinstance(report, Stats):
-            self._stats = report.stats
+            self._stats = replace(report.stats, restarts=self.restarts)
             if self._stats_reply is not None:
                 self._stats_reply.set_result(None)
                 self._stats_reply = None
@@ -346,12 +347,12 @@ class ProcessEndpoint:
             if not answer.progressed:
                 self._on_progress(answer)
             answer.put(unpack_scored(answer.request.request_id, scored))
-        for key, choice, reason, stop_reason, seed, prompt, completion, cached in report.done:
+        for key, choice, reason, stop_reason, seed, prompt, completion, cached, queue_ms in report.done:
             answer = answers.get(key)
             if answer is None:
                 continue
             usage = Usage(prompt, completion, cached)
-            done = DoneEvent(answer.request.request_id, choice, reason, stop_reason, seed, usage)
+            done = DoneEvent(answer.request.request_id, choice, reason, stop_reason, seed, usage, queue_ms)
             if answer.complete(done):
                 self._forget(answer)
 

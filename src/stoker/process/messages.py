@@ -91,8 +91,8 @@ class Ready(msgspec.Struct, array_like=True, tag=11, frozen=True):
 TokenRow = tuple[str, int, tuple[int, ...], str]  # key, choice, token ids, text
 LogprobRow = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, logprob, likeliest
 ScoredRow = tuple[str, int, tuple[int, ...], str, tuple[LogprobRow, ...]]
-# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached
-DoneRow = tuple[str, int, FinishReason, str | int | None, int, int, int, int]
+# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, time in the queue
+DoneRow = tuple[str, int, FinishReason, str | int | None, int, int, int, int, float | None]
 
 
 class Events(msgspec.Struct, array_like=True, tag=12, frozen=True):
@@ -174,6 +174,7 @@ def pack_done(event: DoneEvent) -> DoneRow:
     return (
         event.request_id, event.choice, event.finish_reason, event.stop_reason, event.seed,
         usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
+        event.queue_ms,
     )  # fmt: skip
 
 

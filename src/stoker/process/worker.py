@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -113,6 +114,7 @@ class Worker:
         self._decode = msgspec.msgpack.Decoder(Command).decode
         # Requests with a deadline and without a token: when it passes, and what their end will say.
         self._due: dict[str, tuple[float, Open]] = {}
+        self._queues = QueueTimes()
         self._ending = False
 
     def run(self) -> None:
@@ -127,9 +129,10 @@ class Worker:
         started_s = self._steps.begin()
         events = self._engine.step()
         self._engine.engine.observe((self._steps.end() - started_s) * 1000)
+        self._queues.leave(self._engine.engine.scheduler.admitted, started_s)
         if not events:
             return
-        message = pack_events([event for event in events if not isinstance(event, ScoresEvent)])
+        message = pack_events([self._queues.told(e) for e in events if not isinstance(e, ScoresEvent)])
         if self._due:
             for event in events:
                 self._due.pop(event.request_id, None)
@@ -159,6 +162,7 @@ class Worker:
             self._open(command)
         elif isinstance(command, Abort):
             self._due.pop(command.key, None)
+            self._queues.forget(command.key)
             self._engine.abort(command.key)
         elif isinstance(command, Shutdown):
             self._ending = True
@@ -178,6 +182,7 @@ class Worker:
         except StokerError as error:
             self._send(Failed(command.key, pack_error(error)))
             return
+        self._queues.enter(command.key, command.sampling.n)
         if due_s is not None:
             self._due[command.key] = (due_s, command)
 
@@ -186,6 +191,7 @@ class Worker:
         late = [command for due_s, command in self._due.values() if due_s <= now_s]
         for command in late:
             del self._due[command.key]
+            self._queues.forget(command.key)
             self._engine.abort(command.key)
             usage = Usage(len(command.prompt_ids), 0)
             seed = command.sampling.seed or 0
@@ -197,6 +203,42 @@ class Worker:
 
     def _send(self, report: Report) -> None:
         self._socket.send(self._encode(report))
+
+
+class QueueTimes:
+    """How long each open request waited for its first step. Written and read by the loop."""
+
+    def __init__(self) -> None:
+        self._entered_s: dict[str, float] = {}  # until its first step
+        self._waited: dict[str, tuple[float, int]] = {}  # milliseconds, and choices that have not ended
+
+    def enter(self, key: str, choices: int) -> None:
+        """A request was taken."""
+        self._entered_s[key] = time.monotonic()
+        self._waited[key] = 0.0, choices
+
+    def leave(self, keys: list[str], now_s: float) -> None:
+        """These are computed by the step that began now."""
+        for key in keys:
+            entered_s = self._entered_s.pop(key, None)
+            if entered_s is not None:
+                self._waited[key] = max(now_s - entered_s, 0.0) * 1000, self._waited[key][1]
+
+    def told(self, event: Event) -> Event:
+        """The event; the end of a choice with how long its request waited."""
+        if not isinstance(event, DoneEvent) or event.request_id not in self._waited:
+            return event
+        waited_ms, choices = self._waited[event.request_id]
+        if choices > 1:
+            self._waited[event.request_id] = waited_ms, choices - 1
+        else:
+            self.forget(event.request_id)
+        return replace(event, queue_ms=waited_ms)
+
+    def forget(self, key: str) -> None:
+        """A request is no longer open."""
+        self._entered_s.pop(key, None)
+        self._waited.pop(key, None)
 
 
 class StepClock:

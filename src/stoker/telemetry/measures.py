@@ -52,6 +52,7 @@ class ModelMeasures:
         "model_wait_s",
         "open_requests",
         "prompt_tokens",
+        "queue_s",
         "request_s",
         "time_to_first_token_s",
     )
@@ -61,6 +62,7 @@ class ModelMeasures:
         self.choices_by_finish_reason: Counter[str] = Counter()
         self.errors_by_class: Counter[str] = Counter()  # requests that ended in an error, by its class
         self.model_wait_s = Histogram(LATENCY_BOUNDS_S)  # until the model was there; loading it included
+        self.queue_s = Histogram(LATENCY_BOUNDS_S)  # from being taken by the engine to the first step
         self.time_to_first_token_s = Histogram(LATENCY_BOUNDS_S)
         self.inter_token_s = Histogram(LATENCY_BOUNDS_S)
         self.decode_s = Histogram(LATENCY_BOUNDS_S)  # from the first token to the end

@@ -186,6 +186,8 @@ class _Stopwatch:
             measures.decode_s.observe(now - self.first_s)
         if self.done:
             measures.prompt_tokens.observe(self.done[0].usage.prompt_tokens)
+            if self.done[0].queue_ms is not None:
+                measures.queue_s.observe(self.done[0].queue_ms / 1000)
         for event in self.done:
             measures.generated_tokens.observe(event.usage.completion_tokens)
         return record

@@ -105,6 +105,12 @@ _ENGINE_METRICS: Sequence[_EngineMetric] = (
         "Prompt tokens that were read from the disk tier.",
         lambda stats: stats.disk_hits_tokens,
     ),
+    _EngineMetric(
+        "counter",
+        ("stoker_engine_restarts",),
+        "Times the engine's process was started again after it had died.",
+        lambda stats: stats.restarts,
+    ),
     _EngineMetric("gauge", ("stoker_disk_blocks",), "Blocks kept on disk.", lambda stats: stats.disk_blocks),
     _EngineMetric(
         "counter",
@@ -119,6 +125,10 @@ _HISTOGRAMS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
         "time_to_first_token_s": (
             ("stoker_time_to_first_token_seconds", "vllm:time_to_first_token_seconds"),
             "From being asked to the first token of any choice.",
+        ),
+        "queue_s": (
+            ("stoker_request_queue_seconds", "vllm:request_queue_time_seconds"),
+            "From being taken by the engine to the first step that computes a token of it.",
         ),
         "inter_token_s": (
             ("stoker_inter_token_latency_seconds", "vllm:inter_token_latency_seconds"),

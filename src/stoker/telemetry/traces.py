@@ -130,6 +130,8 @@ def _end(span: Span, record: RequestRecord) -> None:
         "gen_ai.latency.time_to_first_token": record.time_to_first_token_s,
         "gen_ai.latency.e2e": record.seconds,
     }
+    if record.done and record.done[0].queue_ms is not None:
+        attributes["gen_ai.latency.time_in_queue"] = record.done[0].queue_ms / 1000
     if record.done:  # what replays the answer, whether it was given or drawn
         seed = min(record.done, key=lambda event: event.choice).seed
         attributes["gen_ai.request.seed"] = _seed(seed)
