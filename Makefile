@@ -62,6 +62,7 @@ serve: $(INSTALLED)
 
 test: $(TEST_INSTALLED)
 	@scripts/install-neon-tools
+	@scripts/install-chromium
 	@scripts/fetch-test-models $(PYTHON_IN_VENV)
 	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
 

@@ -182,7 +182,8 @@ class Worker:
         except StokerError as error:
             self._send(Failed(command.key, pack_error(error)))
             return
-        self._queues.enter(command.key, command.sampling.n)
+        complete = sum(tokens is None for tokens in command.resume)
+        self._queues.enter(command.key, command.sampling.n - complete)
         if due_s is not None:
             self._due[command.key] = (due_s, command)
 
