@@ -64,16 +64,35 @@ struct AttentionTask {
   int64_t table_stride;
   const float* q;     // [T][heads * head_size], rotated; read by the f16 kernel
   int8_t* q_int8;     // [T][heads * head_size]; written by prepare_queries, read by the int8 kernel
-  float* q_scale;     // [T][heads]: of q_int8, times the logit scale
-  int32_t* q_sum;     // [T][heads]: sums of q_int8
+  float* q_scale;     // [T][heads]: of q_int8, times the logit scale and log2(e)
+  int32_t* q_sum;     // [T][heads]: what a score of q_int8 begins with, see prepare_queries_int8
   float* out;         // [T][heads * head_size]
   QuantisedRows out_quantised;  // set q to get the result quantised instead of `out`
+  // What shared units leave for the tokens' own units: numbers, maximum and sum of each split they computed, at
+  // [shared_slot[token] + split][heads][head_size + 2]. Null when nothing is shared.
+  float* shared_states;
+  const int32_t* shared_slot;  // [T]
 };
 
 // Rows of one unit of attention work: tokens [token_begin, token_end) of one sequence, one kv head,
-// splits [split_begin, split_end) of kSplitTokens positions each.
+// splits [split_begin, split_end) of kSplitTokens positions each. Positions before shared_end, a multiple of
+// kChunkTokens, were computed by shared units: the unit goes on from the states they left. 0: it computes all.
 struct AttentionUnit {
-  int64_t sequence, kv_head, token_begin, token_end, split_begin, split_end;
+  int64_t sequence, kv_head, token_begin, token_end, split_begin, split_end, shared_end = 0;
+};
+
+// A row of a shared unit: a query token and which of the heads that share the unit's kv head.
+struct SharedRow {
+  int32_t token, head;
+};
+
+// Positions [begin, end) of one split, whole chunks, of one kv head, for rows of several sequences that have the
+// same blocks there: each key and value is loaded once for all of them. Every row's position is end or later.
+struct SharedUnit {
+  int64_t sequence;  // any of theirs: whose block table is read
+  int64_t kv_head, split, begin, end;
+  const SharedRow* rows;
+  int count;  // at most kUnitRows
 };
 
 // Most rows (query tokens x heads that share a kv head) of one unit: their probabilities and sums stay in L1/L2.
@@ -89,6 +108,8 @@ struct AttentionScratch {
   // sum, its largest weighted probability (int8); what to multiply the sums so far and the chunk's with.
   alignas(64) float most[kUnitRows], total[kUnitRows], here[kUnitRows], sum[kUnitRows], top[kUnitRows];
   alignas(64) float factor[kUnitRows], decay[kUnitRows];
+  alignas(64) float lanes[kUnitRows * 16], top_lanes[kUnitRows * 16];  // what becomes a maximum or sum of each row
+  int32_t flat[kUnitRows], position[kUnitRows];  // of each row: its index into [T][heads], its token's position
 };
 
 struct KernelTable {
@@ -109,7 +130,9 @@ struct KernelTable {
   // attend: splits of a unit merged in order into partials [rows][head_size + 2] (numbers, max, sum). `next` is the
   // unit this thread most likely takes next, or null: its first keys are fetched early.
   // finish: partials of the unit's splits, `stride` floats apart, merged in order, divided, written out.
+  // attend_shared: one split's states of the unit's rows into task.shared_states.
   void (*attend)(const AttentionTask&, const AttentionUnit&, const AttentionUnit* next, float* partials, AttentionScratch&);
+  void (*attend_shared)(const AttentionTask&, const SharedUnit&, const SharedUnit* next, AttentionScratch&);
   void (*finish)(const AttentionTask&, const AttentionUnit&, float* partials, int64_t stride, int64_t splits);
   void (*sample_row)(const SampleTask&, SampleOutput&, SampleScratch&);
   uint64_t (*read_bytes)(const uint8_t*, int64_t bytes);

@@ -42,7 +42,7 @@ QuantisedRows Program::quantised(int buffer, int outliers, const int32_t* column
 }
 
 int64_t Program::buffer_bytes() const {
-  int64_t bytes = (int64_t)(partials_.size() * 4 + q_int8_.size() + q_scale_.size() * 8);
+  int64_t bytes = (int64_t)(partials_.size() * 4 + shared_states_.size() * 4 + q_int8_.size() + q_scale_.size() * 8);
   for (const FloatBuffer& b : floats_) bytes += (int64_t)b.data.size() * 4;
   for (const QuantisedBuffer& b : quantised_) bytes += (int64_t)(b.q.size() + b.scale.size() * 20);
   return bytes;
@@ -59,47 +59,6 @@ void Program::make_rope_tables(const BatchView& batch) {
   }
 }
 
-const Program::UnitPlan& Program::plan_of(const AttentionStep& step) const {
-  return *std::find_if(plans_.begin(), plans_.end(), [&](const UnitPlan& p) { return p.suits(step); });
-}
-
-bool Program::decodes_together(const BatchView& batch, const AttentionStep& step) const {
-  return batch.tokens == batch.sequences && batch.sequences >= 4 * pool_.threads() && !plan_of(step).split;
-}
-
-void Program::plan_units(const BatchView& batch, const AttentionStep& step) {
-  if (std::any_of(plans_.begin(), plans_.end(), [&](const UnitPlan& p) { return p.suits(step); })) return;
-  const int group = step.heads / step.kv_heads;
-  UnitPlan& plan = plans_.emplace_back();
-  plan.kv_heads = step.kv_heads, plan.group = group, plan.head_size = step.head_size, plan.window = step.window;
-  const int64_t tile = std::max(1, kUnitRows / group);
-  for (int64_t s = 0; s < batch.sequences; ++s)
-    for (int64_t t = batch.query_start[s]; t < batch.query_start[s + 1]; t += tile) {
-      const int64_t end = std::min<int64_t>(t + tile, batch.query_start[s + 1]);
-      const int64_t first = batch.positions[t], last = batch.positions[end - 1];
-      const int64_t oldest = step.window && first >= step.window ? first - step.window + 1 : 0;
-      for (int h = 0; h < step.kv_heads; ++h)
-        plan.owners.push_back({s, h, t, end, oldest / kSplitTokens, last / kSplitTokens + 1});
-    }
-  // Few owners and long contexts: the splits are handed out one by one. The bits are the same either way.
-  int64_t parts = 0;
-  for (const AttentionUnit& u : plan.owners) parts += u.split_end - u.split_begin;
-  const int64_t owners = (int64_t)plan.owners.size();
-  plan.split = owners < 4 * pool_.threads() && parts > owners && pool_.threads() > 1;
-  if (!plan.split) {
-    plan.units = plan.owners;
-  } else {
-    for (const AttentionUnit& u : plan.owners) {
-      plan.owner_first.push_back((int64_t)plan.units.size());
-      plan.owner_parts.push_back(u.split_end - u.split_begin);
-      for (int64_t i = u.split_begin; i < u.split_end; ++i)
-        plan.units.push_back({u.sequence, u.kv_head, u.token_begin, u.token_end, i, i + 1});
-    }
-  }
-  std::reverse(plan.units.begin(), plan.units.end());  // late tokens see most positions: the long units first
-  partials_.grow((size_t)(partial_floats(step.head_size) * std::max<int64_t>(plan.split ? parts : 0, pool_.threads())));
-}
-
 void Program::prepare(const BatchView& batch) {
   // Buffers grow to the largest batch seen and stay: a step after the first of its size allocates nothing.
   for (FloatBuffer& b : floats_) {
@@ -113,6 +72,7 @@ void Program::prepare(const BatchView& batch) {
     b.q.grow(slots * 32), b.scale.grow(slots), b.scaled_sum.grow(slots), b.sum.grow(slots), b.half_sum.grow(2 * slots);
   }
   plans_.clear();
+  prefixes_.find(batch);
   size_t q_heads = 0, q_width = 0;
   for (const Step& step : steps_)
     if (const AttentionStep* a = std::get_if<AttentionStep>(&step)) {
@@ -137,23 +97,35 @@ int64_t Program::rows_per_chunk(int64_t tokens) const {
   return even && chunk >= 8 * threads && tokens > 16 ? chunk : 0;
 }
 
-// Steps from `first` on, row chunk by row chunk, until a step that needs all rows; returns that one's place.
+// Steps from `first` on, row chunk by row chunk, until an attention that needs all rows; returns the place after it.
+// While decoding over shared prefixes that is only their part of it: the sequences' own parts are in the next chunks.
 size_t Program::run_by_rows(const BatchView& batch, size_t first, int64_t chunk) {
   size_t last = first;
   const AttentionStep* attention = nullptr;
   for (; last < steps_.size() && !std::holds_alternative<SelectStep>(steps_[last]) && !attention; ++last) {
     const AttentionStep* a = std::get_if<AttentionStep>(&steps_[last]);
-    if (a && !decodes_together(batch, *a)) attention = a;
+    if (a && (!decodes_together(batch, *a) || shares(*a))) attention = a;
   }
+  const auto is_own_left = [&](size_t place) {  // after the shared part of the attention before `place`
+    const AttentionStep* a = place ? std::get_if<AttentionStep>(&steps_[place - 1]) : nullptr;
+    const bool by_rows = place < steps_.size() && !std::holds_alternative<SelectStep>(steps_[place]);
+    return a && by_rows && decodes_together(batch, *a) && shares(*a) ? a : nullptr;
+  };
+  const AttentionStep* resumed = is_own_left(first);
   const size_t whole = attention ? last - 1 : last;
   pool_.run((batch.tokens + chunk - 1) / chunk, 1, [&](int64_t b, int64_t e, int thread) {
     for (int64_t c = b; c < e; ++c) {
       StepRunner runner{*this, batch, c * chunk, std::min((c + 1) * chunk, batch.tokens), thread};
+      if (resumed) runner.attend_own(*resumed);
       for (size_t i = first; i < whole; ++i) std::visit(runner, steps_[i]);
       if (attention) runner.store_keys(*attention);
     }
   });
-  if (attention) StepRunner{*this, batch, 0, batch.tokens}.attend(*attention);
+  if (attention) {
+    StepRunner all{*this, batch, 0, batch.tokens};
+    all.attend_shared(*attention);
+    if (!is_own_left(last)) all.attend_own(*attention);
+  }
   return last;
 }
 

@@ -9,6 +9,7 @@
 
 #include "kernel_table.h"
 #include "memory.h"
+#include "shared_prefix.h"
 #include "threads.h"
 
 namespace stoker {
@@ -138,6 +139,9 @@ class Program {
     bool split = false;        // units hold one split each; `owners` join them
     std::vector<AttentionUnit> owners;
     std::vector<int64_t> owner_first, owner_parts;  // index of an owner's first unit, how many it has
+    std::vector<SharedUnit> shared;       // before the units: what several sequences' rows have in common
+    std::vector<SharedRow> shared_rows;   // theirs
+    std::vector<int32_t> shared_slot;     // [T], see AttentionTask
 
     bool suits(const AttentionStep& s) const {
       return kv_heads == s.kv_heads && group == s.heads / s.kv_heads && head_size == s.head_size && window == s.window;
@@ -151,9 +155,16 @@ class Program {
   void prepare(const BatchView& batch);
   void make_rope_tables(const BatchView& batch);
   void plan_units(const BatchView& batch, const AttentionStep& step);
+  struct SharedRows {  // of one group of sequences
+    const SharedPrefixes::Group* group;
+    int64_t begin, first, last;  // from which position the first of them sees; range of plan.shared_rows
+  };
+  int64_t collect_shared_rows(const BatchView& batch, const AttentionStep& step, UnitPlan& plan, std::vector<SharedRows>& all);
+  void plan_shared(const BatchView& batch, const AttentionStep& step, UnitPlan& plan);
   const UnitPlan& plan_of(const AttentionStep& step) const;
-  // One new token of each of many sequences: a row's attention needs no other row of the batch.
+  // One new token of each of many sequences: a row's own unit needs no other row of the batch.
   bool decodes_together(const BatchView& batch, const AttentionStep& step) const;
+  bool shares(const AttentionStep& step) const;  // some rows of the batch are computed in shared units
   int64_t rows_per_chunk(int64_t tokens) const;
   size_t run_by_rows(const BatchView& batch, size_t first, int64_t chunk);
   void run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before);
@@ -168,8 +179,9 @@ class Program {
   std::vector<FloatBuffer> floats_;
   std::vector<QuantisedBuffer> quantised_;
   std::vector<RopeTable> ropes_;
+  SharedPrefixes prefixes_;      // of the present batch
   std::vector<UnitPlan> plans_;  // of the present batch
-  GrowingArray<float> partials_;
+  GrowingArray<float> partials_, shared_states_;
   GrowingArray<int8_t> q_int8_;
   GrowingArray<float> q_scale_;
   GrowingArray<int32_t> q_sum_;

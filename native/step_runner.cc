@@ -139,13 +139,15 @@ AttentionTask StepRunner::task_of(const AttentionStep& s) {
   task.positions = batch.positions, task.block_tables = batch.block_tables, task.table_stride = batch.table_stride;
   task.q = p.floats(s.q), task.out = p.floats(s.out), task.out_quantised = p.quantised(s.out_quantised);
   task.q_int8 = p.q_int8_.data(), task.q_scale = p.q_scale_.data(), task.q_sum = p.q_sum_.data();
+  task.shared_states = p.shared_states_.data(), task.shared_slot = p.plan_of(s).shared_slot.data();
   return task;
 }
 
 void StepRunner::operator()(const AttentionStep& s) {
-  if (p.decodes_together(batch, s)) return decode(s);
+  if (p.decodes_together(batch, s) && !p.shares(s)) return decode(s, true);
   store_keys(s);
-  attend(s);
+  attend_shared(s);
+  attend_own(s);
 }
 
 void StepRunner::store_keys(const AttentionStep& s) {
@@ -161,31 +163,45 @@ void StepRunner::store_keys(const AttentionStep& s) {
   });
 }
 
-void StepRunner::attend(const AttentionStep& s) {
+void StepRunner::attend_shared(const AttentionStep& s) {
+  const AttentionTask task = task_of(s);
+  const std::vector<SharedUnit>& units = p.plan_of(s).shared;
+  const int64_t count = (int64_t)units.size();
+  // Units of one kv head and split follow one another: in one chunk they find its keys in the core's cache.
+  p.pool_.run(count, std::clamp<int64_t>(count / (p.pool_.threads() * 4), 1, 4), [&](int64_t b, int64_t e, int on) {
+    for (int64_t i = b; i < e; ++i)
+      k().attend_shared(task, units[(size_t)i], i + 1 < e ? &units[(size_t)i + 1] : nullptr, p.scratch_[(size_t)on]);
+  });
+}
+
+void StepRunner::attend_own(const AttentionStep& s) {
+  if (p.decodes_together(batch, s)) return decode(s, false);
   const AttentionTask task = task_of(s);
   const Program::UnitPlan& plan = p.plan_of(s);
   if (plan.split) attend_splits(task, plan);
   else attend_owners(task, plan);
 }
 
-void StepRunner::decode(const AttentionStep& s) {
+void StepRunner::decode(const AttentionStep& s, bool store) {
   const AttentionTask task = task_of(s);
   const Program::UnitPlan& plan = p.plan_of(s);
-  const float *keys = p.floats(s.k), *values = p.floats(s.v);
+  const float *keys = store ? p.floats(s.k) : nullptr, *values = store ? p.floats(s.v) : nullptr;
   spread(rows(), std::clamp<int64_t>(rows() / (p.pool_.threads() * 6), 1, 8), [&](int64_t b, int64_t e, int on) {
     decode_sequences(task, plan, keys, values, begin + b, begin + e, on);
   });
 }
 
-// One token of each of many sequences: a thread stores a sequence's key and value and attends to it at once,
-// while the lines it wrote are in its cache. Owners are ordered by sequence, then kv head.
+// One token of each of many sequences: a thread stores a sequence's key and value (unless they are: no keys) and
+// attends to it at once, while the lines it wrote are in its cache. Owners are ordered by sequence, then kv head.
 void StepRunner::decode_sequences(const AttentionTask& task, const Program::UnitPlan& plan, const float* keys,
                                   const float* values, int64_t first, int64_t last, int on) {
   float* mine = p.partials_.data() + p.partial_floats(task.head_size) * on;
   const int64_t per_sequence = task.kv_heads;
   for (int64_t s = first; s < last; ++s) {
-    k().store_keys(task, keys, values, s, s);
-    k().prepare_queries(task, s, s + 1);
+    if (keys) {
+      k().store_keys(task, keys, values, s, s);
+      k().prepare_queries(task, s, s + 1);
+    }
     for (int64_t i = s * per_sequence; i < (s + 1) * per_sequence; ++i) {
       const AttentionUnit* next = i + 1 < last * per_sequence ? &plan.owners[(size_t)i + 1] : nullptr;
       k().attend(task, plan.owners[(size_t)i], next, mine, p.scratch_[(size_t)on]);

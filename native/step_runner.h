@@ -28,9 +28,11 @@ struct StepRunner {
   void operator()(const SoftcapStep& s);
   void operator()(const SelectStep& s);
 
-  // An AttentionStep in two halves: every row's key and value must be stored before a row of its sequence attends.
+  // An AttentionStep in three parts, for when not all rows are one runner's: every key and value of the batch is
+  // stored before anything attends, and what is shared is attended to before a row's own.
   void store_keys(const AttentionStep& s);
-  void attend(const AttentionStep& s);  // all rows of the batch, whole pool only
+  void attend_shared(const AttentionStep& s);  // whole pool only
+  void attend_own(const AttentionStep& s);     // whole pool, or the rows of a batch that decodes together
 
  private:
   const KernelTable& k() { return p.kernels_; }
@@ -39,7 +41,7 @@ struct StepRunner {
   QuantisedRows written(int buffer, int outliers, const int32_t* columns);  // all rows, to write this runner's
   QuantisedRows own_rows(int buffer, int outliers = 0);                     // this runner's rows as rows of their own
   AttentionTask task_of(const AttentionStep& s);
-  void decode(const AttentionStep& s);
+  void decode(const AttentionStep& s, bool store);
   void decode_sequences(const AttentionTask& task, const Program::UnitPlan& plan, const float* keys, const float* values,
                         int64_t first, int64_t last, int thread);
   void attend_owners(const AttentionTask& task, const Program::UnitPlan& plan);

@@ -9,7 +9,7 @@ struct F16Cache {
     F32 acc[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      q[r] = task.q + rows.flat(r0 + r) * n;
+      q[r] = task.q + (int64_t)rows.flat[r0 + r] * n;
       acc[r] = zero_f32();
     }
     for (int d = 0; d < n; ++d) {
@@ -18,7 +18,7 @@ struct F16Cache {
       for (int r = 0; r < R; ++r) acc[r] = fma(k, set1(q[r][d]), acc[r]);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) store(s.scores + (r0 + r) * kChunkTokens + 16 * block, acc[r] * set1(task.scale));
+    for (int r = 0; r < R; ++r) store(s.scores + (r0 + r) * kChunkTokens + 16 * block, acc[r] * set1(task.scale * kLog2E));
   }
 
   static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks,
@@ -101,4 +101,9 @@ void attend(const AttentionTask& task, const AttentionUnit& unit, const Attentio
             AttentionScratch& scratch) {
   if (task.cache->type() == KvType::int8) attend_with<Int8Cache>(task, unit, next, partials, scratch);
   else attend_with<F16Cache>(task, unit, next, partials, scratch);
+}
+
+void attend_shared(const AttentionTask& task, const SharedUnit& unit, const SharedUnit* next, AttentionScratch& scratch) {
+  if (task.cache->type() == KvType::int8) attend_shared_with<Int8Cache>(task, unit, next, scratch);
+  else attend_shared_with<F16Cache>(task, unit, next, scratch);
 }

@@ -12,9 +12,9 @@ struct Int8Cache {
     I32 acc[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int64_t flat = rows.flat(r0 + r);
+      const int64_t flat = rows.flat[r0 + r];
       q[r] = task.q_int8 + flat * n;
-      acc[r] = set1((int32_t)((kByteBias - 128) * task.q_sum[flat]));
+      acc[r] = broadcast(task.q_sum + flat);
     }
     for (int i = 0; i < n / 4; ++i) {
       const U8x64 keys = load_bytes(head + 64 * i);
@@ -32,7 +32,7 @@ struct Int8Cache {
     const F32 key_scale = load((const float*)(head + 32 * n));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-      store(s.scores + (r0 + r) * kChunkTokens + 16 * block, to_f32(acc[r]) * (key_scale * set1(task.q_scale[rows.flat(r0 + r)])));
+      store(s.scores + (r0 + r) * kChunkTokens + 16 * block, to_f32(acc[r]) * (key_scale * set1(task.q_scale[rows.flat[r0 + r]])));
   }
 
   static inline void scores(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks,
@@ -41,9 +41,15 @@ struct Int8Cache {
       const uint8_t* fetch = ahead.heads[b];
       int r = 0;
       for (; r + 8 <= rows.count; r += 8, fetch = nullptr) score_block<8>(task, rows, r, heads[b], b, fetch, s);
-      for (; r + 4 <= rows.count; r += 4, fetch = nullptr) score_block<4>(task, rows, r, heads[b], b, fetch, s);
-      for (; r + 3 <= rows.count; r += 3, fetch = nullptr) score_block<3>(task, rows, r, heads[b], b, fetch, s);
-      for (; r < rows.count; ++r, fetch = nullptr) score_block<1>(task, rows, r, heads[b], b, fetch, s);
+      switch (rows.count - r) {
+        case 7: score_block<7>(task, rows, r, heads[b], b, fetch, s); break;
+        case 6: score_block<6>(task, rows, r, heads[b], b, fetch, s); break;
+        case 5: score_block<5>(task, rows, r, heads[b], b, fetch, s); break;
+        case 4: score_block<4>(task, rows, r, heads[b], b, fetch, s); break;
+        case 3: score_block<3>(task, rows, r, heads[b], b, fetch, s); break;
+        case 2: score_block<2>(task, rows, r, heads[b], b, fetch, s); break;
+        case 1: score_block<1>(task, rows, r, heads[b], b, fetch, s); break;
+      }
     }
     for (int b = blocks; b < 4 && ahead.heads[b]; ++b)
       for (int i = 0; i < 32 * task.head_size + 128; i += 64) prefetch(ahead.heads[b] + i);
@@ -90,7 +96,8 @@ struct Int8Cache {
     int r = 0;
     for (; r + kRows <= rows.count; r += kRows) value_lanes<kRows, D>(task, r, d, heads, blocks, s);
     for (; r + 3 <= rows.count; r += 3) value_lanes<3, D>(task, r, d, heads, blocks, s);
-    for (; r < rows.count; ++r) value_lanes<1, D>(task, r, d, heads, blocks, s);
+    if (r + 2 <= rows.count) value_lanes<2, D>(task, r, d, heads, blocks, s), r += 2;
+    if (r < rows.count) value_lanes<1, D>(task, r, d, heads, blocks, s);
   }
 
   static inline void values(const AttentionTask& task, const UnitRows& rows, const uint8_t* const* heads, int blocks, AttentionScratch& s) {
@@ -160,9 +167,11 @@ inline void store_keys_int8(const AttentionTask& task, const float* k, const flo
 inline void prepare_queries_int8(const AttentionTask& task, int64_t token_begin, int64_t token_end) {
   alignas(64) float x[kMaxHeadSize];
   const int n = task.head_size;
-  const float scale = task.scale / (float)hadamard_block(n);  // q . k = (Hq) . (Hk) / block
+  const float scale = task.scale * kLog2E / (float)hadamard_block(n);  // q . k = (Hq) . (Hk) / block
   for (int64_t flat = token_begin * task.heads; flat < token_end * task.heads; ++flat) {
     __builtin_memcpy(x, task.q + flat * n, sizeof(float) * (size_t)n);
-    task.q_scale[flat] = round_head(x, n, task.q_int8 + flat * n, &task.q_sum[flat]) * scale;
+    int32_t sum;
+    task.q_scale[flat] = round_head(x, n, task.q_int8 + flat * n, &sum) * scale;
+    task.q_sum[flat] = (kByteBias - 128) * sum;  // keys are stored as k + 128
   }
 }
