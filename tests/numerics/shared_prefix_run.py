@@ -40,20 +40,19 @@ def fan(prefix: int, owns: Sequence[int], query: int = 1) -> list[Branch]:
     return [Branch(None, 0, max(1, prefix), query=0), *[Branch(0, prefix, own, query) for own in owns]]
 
 
-# Parting inside a block, a chunk and a split, at a split's end and in the next; two that share more with each other;
-# one alone; one with a longer query behind the prefix, one that begins.
+# Parting inside a block, a chunk and a split, at a split's end and in the next; two that share more with each
+# other; one alone; one with a longer query behind the prefix, one that begins.
 TREE = (
     Branch(None, 0, 1040, query=0),
     Branch(0, 40, 30), Branch(0, 100, 3), Branch(0, 100, 600), Branch(0, 512, 1), Branch(0, 512, 70, query=3),
-    Branch(0, 530, 5), Branch(0, 560, 540), Branch(7, 1090, 7, query=2), Branch(7, 1050, 64), Branch(0, 1039, 1),
-    Branch(None, 0, 333), Branch(0, 700, 30, query=30), Branch(None, 0, 50, query=50), Branch(0, 1030, 9),
+    Branch(0, 530, 5), Branch(0, 560, 540), Branch(7, 1090, 7, query=2), Branch(7, 1050, 64),
+    Branch(0, 1039, 1), Branch(None, 0, 333), Branch(0, 700, 30, query=30), Branch(None, 0, 50, query=50),
+    Branch(0, 1030, 9),
 )  # fmt: skip
 
 
-def run_branches(
-    interpreter: NativeInterpreter, branches: Sequence[Branch], *, together: bool
-) -> np.ndarray:
-    """Logits [sum of queries, vocabulary]: of one step of all, or of one step each. Blocks lie in any order."""
+def run_branches(interpreter: NativeInterpreter, branches: Sequence[Branch], *, together: bool) -> np.ndarray:
+    """Logits [sum of queries, vocabulary]: of one step, or of one step each. Blocks lie in any order."""
     free = np.random.default_rng(int(together)).permutation(interpreter.num_blocks).tolist()
     texts: list[list[int]] = []
     blocks: list[list[int]] = []
