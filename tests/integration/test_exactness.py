@@ -213,7 +213,8 @@ def test_a_cached_prefix_changes_nothing(name: str, kv_type: str, llm_of: Callab
         again = llm.generate(ids, asked(seed=seed))[0]
         assert again.num_cached_tokens >= len(ids) // 16 * 16 - 1
         assert everything(again.choices[0]) == expected[seed]
-    room = cold.text_engine.engine.block_bytes * (blocks_for(len(prompt) + 40) + 2)  # for one answer at a time
+    # For one answer at a time.
+    room = cold.text_engine.engine.block_bytes * (blocks_for(len(prompt) + 40) + 2)
     small = llm_of(name, kv_type=kv_type, kv_bytes=room)
     for _ in range(2):
         for seed, ids in enumerate(salted):

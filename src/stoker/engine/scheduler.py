@@ -23,7 +23,6 @@ from stoker.engine.waiting import WaitingQueue
 from stoker.kernels.program import BLOCK_TOKENS
 from stoker.sampling.rows import SampleResult
 
-
 _FETCHED_BESIDE_STREAMS = 16  # blocks: about as long as one step of the streams
 
 
