@@ -4,4 +4,4 @@ from typing import Final
 
 # Raised by every change that alters a bit of keys, values or logits: what was kept on disk before is not used
 # then.
-NUMERICS: Final = 1
+NUMERICS: Final = 2
