@@ -6,9 +6,10 @@ No clock and no chance: age is counted in steps, so the same requests and the sa
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from stoker.api.errors import QueueFullError
@@ -16,7 +17,8 @@ from stoker.cache.radix import Match, RadixTree
 from stoker.engine.sequence import Purpose, Sequence
 from stoker.kernels.program import BLOCK_TOKENS
 
-# Of each tenant so many sequences are compared; the rest stand in line behind them by priority and arrival.
+# Of each tenant so many sequences are compared, and the oldest, so that age counts however many have a better
+# priority; the rest stand in line behind them by priority and arrival.
 _WINDOW = 64
 # A step in the queue is worth as much as this many cached tokens: after 64 steps (a second or two) a request
 # without any prefix goes before one that has just come with 1 024 tokens in the cache.
@@ -41,6 +43,7 @@ class _Tenant:
 
     served: int = 0
     line: list[Sequence] = field(default_factory=list)
+    arrivals: list[Sequence] = field(default_factory=list)  # the same, by number
     running: int = 0
 
 
@@ -81,13 +84,17 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait, at its place by priority and arrival."""
-        insort(self._tenant(sequence.tenant).line, sequence, key=_place)
+        tenant = self._tenant(sequence.tenant)
+        insort(tenant.line, sequence, key=_place)
+        insort(tenant.arrivals, sequence, key=_number)
         self._count += 1
         self._tokens += sequence.known
 
     def remove(self, sequence: Sequence) -> None:
         """Take a waiting sequence out."""
-        self._tenants[sequence.tenant].line.remove(sequence)
+        tenant = self._tenants[sequence.tenant]
+        for line, key in ((tenant.line, _place), (tenant.arrivals, _number)):
+            del line[bisect_left(line, key(sequence), key=key)]
         self._matches.pop(sequence.number, None)
         self._count -= 1
         self._tokens -= sequence.known
@@ -129,13 +136,9 @@ class WaitingQueue:
         return best[1], self._match(best[1], step, fresh=True)
 
     def _best_of(self, tenant: _Tenant, step: int, passed: Set[int]) -> tuple[_Rank, Sequence] | None:
-        ranked = []
-        for sequence in tenant.line:
-            if sequence.leader is not None or sequence.number in passed:
-                continue
-            ranked.append((self._rank(sequence, step), sequence))
-            if len(ranked) == _WINDOW:
-                break
+        ready = (s for s in tenant.line if s.leader is None and s.number not in passed)
+        oldest = (s for s in tenant.arrivals if s.leader is None and s.number not in passed)
+        ranked = [(self._rank(s, step), s) for s in (*islice(ready, _WINDOW), *islice(oldest, 1))]
         return min(ranked, key=lambda pair: pair[0]) if ranked else None
 
     def _rank(self, sequence: Sequence, step: int) -> _Rank:
@@ -179,5 +182,9 @@ class WaitingQueue:
             del self._tenants[name]
 
 
-def _place(sequence: Sequence) -> tuple[int, int]:
+def _number(sequence: Sequence) -> tuple[int, ...]:
+    return (sequence.number,)
+
+
+def _place(sequence: Sequence) -> tuple[int, ...]:
     return sequence.priority, sequence.number

@@ -109,6 +109,22 @@ def test_low_priority_is_not_for_ever() -> None:
     assert "low" in order
 
 
+def test_low_priority_is_not_for_ever_behind_any_number_of_others() -> None:
+    """More than are compared at once stand before it all the time."""
+    made = engine(batch_tokens=64, max_sequences=1)
+    add(made, "low", [9] * 40, priority=1)
+    for i in range(100):
+        add(made, f"first-{i}", [i % 200] * 20)
+    order: list[str] = []
+    for i in range(250):
+        add(made, f"high-{i}", [i % 200] * 20)
+        finished: list[str] = []
+        while not finished:
+            finished = [o.sequence.request_id for o in made.step() if o.sequence.finish_reason]
+        order += finished
+    assert "low" in order
+
+
 def test_sharers_of_an_uncomputed_prefix_wait_for_the_first() -> None:
     made = engine(batch_tokens=64, max_sequences=8)
     prefix = list(range(192))

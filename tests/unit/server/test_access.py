@@ -113,7 +113,9 @@ def test_ipv6_loopback() -> None:
         listener = open_socket("::1", 0)
     except UnavailableError as error:
         pytest.skip(str(error))
-    listener.close()
+    with listener:
+        assert listener.getsockname()[:1] == ("::1",)
+        assert listener.getsockname()[1] > 0
 
 
 class _Unloaded(FakeHost):
