@@ -1,0 +1,178 @@
+"""A conversation with tools and thinking, whatever dialect it came in, as the engine is asked for it.
+
+Every dialect makes a `Conversation` of its body; `prepare` checks it and says what to generate and how the
+answer's text is to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from stoker.api.chat import Chat, Message, Tool
+from stoker.api.constraint import Constraint, Thinking
+from stoker.api.errors import RequestError
+from stoker.api.protocols import ServedModel
+from stoker.api.request import SamplingParams
+from stoker.server.errors import refuse
+from stoker.tools import AnswerParser, ChatFormat, chat_format
+
+MAX_TOOLS = 128  # OpenAI's; each is a part of the grammar and of the prompt
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # what needs no escape in JSON; OpenAI allows 64, Anthropic 128
+# Tokens of thoughts for each effort; "high" and above is as much as the model likes.
+_BUDGETS: Mapping[str, int | None] = {"none": 0, "minimal": 256, "low": 1024, "medium": 8192, "high": None}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools are called. `names`: of "named" the one tool, else those allowed; () for all."""
+
+    mode: Literal["auto", "none", "required", "named"] = "auto"
+    names: tuple[str, ...] = ()
+
+
+AUTO = ToolChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What a dialect calls the fields that are to blame; `{}` is the number of the entry."""
+
+    messages: str = "messages"
+    tools: str = "tools"
+    tool_name: str = "tools[{}].function.name"
+    tool_parameters: str = "tools[{}].function.parameters"
+    tool_choice: str = "tool_choice"
+    tool_call_id: str = "messages[{}].tool_call_id"
+    tool_calls: str = "messages[{}].tool_calls"
+    name: str = "messages[{}].name"
+    constraint: str = "response_format"
+    effort: str = "reasoning_effort"
+    budget: str = "thinking_token_budget"
+
+
+CHAT_FIELDS = FieldNames()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a dialect was asked for."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AUTO
+    parallel_tool_calls: bool = True
+    constraint: Constraint | None = None  # on the text that is said, after thoughts and instead of calls
+    reasoning_effort: str | None = None
+    thinking_budget_tokens: int | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for the template
+    add_generation_prompt: bool = True
+    fields: FieldNames = CHAT_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What to generate, and how to read it."""
+
+    chat: Chat
+    sampling: SamplingParams
+    format: ChatFormat
+    callable_tools: tuple[Tool, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the whole text is what is said: a parser would give one text part for each piece."""
+        return not self.callable_tools and self.sampling.thinking is None
+
+    def parser(self, call_seed: str = "") -> AnswerParser:
+        """A parser for one choice. Call ids are made from `call_seed`: the request's id and the choice."""
+        return self.format.parser(
+            thinking=self.sampling.thinking, tools=self.callable_tools, call_seed=call_seed
+        )
+
+
+def prepare(model: ServedModel, conversation: Conversation, sampling: SamplingParams) -> Prepared:
+    """Check `conversation` and say what to ask the engine. Raises `Refusal` (400) that names the field."""
+    fields = conversation.fields
+    if not model.has_chat_template:
+        raise refuse(
+            fields.messages,
+            f"{model.card.name} has no chat template (it is a base model); allowed: POST /v1/completions",
+        )
+    form = chat_format(model.chat_template)
+    thinking, variables = _thinking(conversation, form, model.card.name)
+    callable_tools = _callable(conversation)
+    shown = conversation.tools if conversation.tool_choice.mode != "none" else ()
+    messages, template_tools = form.rendered(conversation.messages, shown)
+    constraint = _constraint(conversation, form, callable_tools)
+    chat = Chat(messages, template_tools, variables, conversation.add_generation_prompt)
+    if constraint is not None or thinking is not None:
+        sampling = replace(
+            sampling,
+            constraint=constraint,
+            thinking=thinking,
+            skip_special_tokens=sampling.skip_special_tokens
+            and thinking is None
+            and not (callable_tools and form.calls.has_control_tokens),
+        )
+    return Prepared(chat, sampling, form, callable_tools)
+
+
+def _thinking(
+    conversation: Conversation, form: ChatFormat, model_name: str
+) -> tuple[Thinking | None, Mapping[str, Any]]:
+    fields, variables = conversation.fields, conversation.variables
+    effort, budget = conversation.reasoning_effort, conversation.thinking_budget_tokens
+    if form.thinking is None:
+        if budget is not None:
+            raise refuse(fields.budget, f"{fields.budget} is given, but {model_name} does not think aloud")
+        if effort not in (None, "none"):
+            raise refuse(
+                fields.effort,
+                f"{fields.effort} is {effort!r:.40}, but {model_name} does not think aloud; allowed: none",
+            )
+        return None, variables
+    if effort is not None:
+        if form.thinking.takes_effort:
+            variables = {**variables, "reasoning_effort": effort}
+        if form.thinking.switch is not None:
+            variables = {form.thinking.switch: effort != "none", **variables}
+        if budget is None:
+            budget = _BUDGETS.get(effort)
+    return form.thoughts(variables, budget), variables
+
+
+def _callable(conversation: Conversation) -> tuple[Tool, ...]:
+    choice, tools = conversation.tool_choice, conversation.tools
+    if choice.mode == "none" or not tools:
+        return ()
+    if choice.names:
+        return tuple(tool for tool in tools if tool.name in choice.names)
+    return tools
+
+
+def _constraint(conversation: Conversation, form: ChatFormat, tools: tuple[Tool, ...]) -> Constraint | None:
+    if not tools:
+        return conversation.constraint
+    mode = conversation.tool_choice.mode
+    least = 1 if mode in ("required", "named") else 0
+    most = 1 if mode == "named" or not conversation.parallel_tool_calls else None
+    or_schema = None
+    if conversation.constraint is not None and not least:
+        or_schema = _schema_of(conversation.constraint, conversation.fields)
+    tags = form.tags(tools, text=not least, least=least, most=most, or_schema=or_schema)
+    return Constraint("tags", tags=tags)
+
+
+def _schema_of(constraint: Constraint, fields: FieldNames) -> str:
+    if constraint.kind == "json_object":
+        return '{"type": "object"}'
+    if constraint.kind == "json_schema":
+        return constraint.text
+    raise refuse(
+        fields.constraint,
+        f"a {constraint.kind} constraint is given together with tools; allowed: JSON, or tool_choice none",
+    )
