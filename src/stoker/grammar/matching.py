@@ -1,0 +1,61 @@
+"""A guide over llguidance's matcher."""
+
+from __future__ import annotations
+
+from llguidance import LLMatcher
+
+from stoker.api.errors import EngineError, RequestError
+from stoker.grammar.guide import MaskRow
+from stoker.grammar.vocabulary import Vocabulary
+
+
+class GrammarGuide:
+    """One text under a grammar. `matcher` is this guide's own."""
+
+    free = False
+    thought_tokens = 0
+
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+        self._matcher = matcher
+        self._mask_bytes = vocabulary.words * 4
+        self.finished = False
+        # Computed once, then followed to its end: what is forced half-way through a forced run may be
+        # tokenized otherwise, and would depend on when it was asked for.
+        self.forced: tuple[int, ...] = tuple(matcher.compute_ff_tokens())
+        self._check()
+
+    def fill_mask(self, mask: MaskRow) -> None:
+        """See `Guide`. Raises RequestError if nothing can follow or the grammar's limits are met."""
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._mask_bytes)
+        self._check()
+
+    def allows(self, token_id: int) -> bool:
+        """Whether the text may go on with the token; for an end token, whether it may end."""
+        return self._matcher.validate_tokens([token_id]) == 1
+
+    def refuses(self, token_id: int) -> bool:
+        """Nothing: the grammar says all there is to say."""
+        return False
+
+    def push(self, token_id: int) -> None:
+        """See `Guide`. Raises EngineError for a token that neither the mask nor `forced` has."""
+        if self.forced and token_id != self.forced[0]:
+            raise EngineError(f"token {token_id} was pushed where token {self.forced[0]} is forced")
+        if not self._matcher.consume_token(token_id):
+            self._check()
+            raise EngineError(f"token {token_id} was pushed where the grammar does not allow it")
+        self.finished = self._matcher.is_stopped()
+        self.forced = self.forced[1:]
+        if not self.forced and not self.finished:
+            self.forced = tuple(self._matcher.compute_ff_tokens())
+        self._check()
+
+    def _check(self) -> None:
+        # After an error llguidance's masks allow the end of the text, which must not pass for an answer.
+        if self._matcher.is_error():
+            raise RequestError(f"the constraint cannot be followed further: {first_line(self._matcher)}")
+
+
+def first_line(matcher: LLMatcher) -> str:
+    """What the matcher says is wrong, without its dump."""
+    return next(iter(matcher.get_error().strip().splitlines()), "no reason given")[:400]
