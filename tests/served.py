@@ -18,6 +18,7 @@ from stoker.server import ServerOptions, loopback_names, open_socket
 from stoker.server.app import build_app
 from stoker.server.run import HttpServer
 from stoker.server.service import Service, Views
+from stoker.state import StateSource
 
 
 @dataclass
@@ -67,7 +68,12 @@ class Served:
 
 
 @contextmanager
-def serve(host: Any, options: ServerOptions | None = None, views: Views | None = None) -> Iterator[Served]:
+def serve(
+    host: Any,
+    options: ServerOptions | None = None,
+    views: Views | None = None,
+    state: StateSource | None = None,
+) -> Iterator[Served]:
     """Serve `host` for the time of the block. The server has ended, without an error, after it."""
     ready = threading.Event()
     found: list[Served] = []
@@ -76,7 +82,10 @@ def serve(host: Any, options: ServerOptions | None = None, views: Views | None =
     async def run() -> None:
         listener = open_socket("127.0.0.1", 0)
         app, service = build_app(
-            host, options or ServerOptions(allowed_hosts=loopback_names("127.0.0.1")), views=views
+            host,
+            options or ServerOptions(allowed_hosts=loopback_names("127.0.0.1")),
+            views=views,
+            state=state,
         )
         server = HttpServer(app, service, listener)
         port = listener.getsockname()[1]

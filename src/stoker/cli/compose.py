@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stoker.api.chat import Message
 from stoker.api.errors import RequestError
-from stoker.api.request import Message, SamplingParams
+from stoker.api.request import SamplingParams
 from stoker.cli.talk import Talker
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stoker.process import ModelShelf
     from stoker.server.run import HttpServer
     from stoker.server.service import Service
+    from stoker.state import StateSource
     from stoker.telemetry import Tracing
 
 # A base model seldom ends by itself; without a bound `stoker run` would fill the whole context.
@@ -157,6 +159,24 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
+class Storage:
+    """Where files, batches and stored answers are kept."""
+
+    state: str | None  # as --state has it
+
+    def source(self) -> StateSource | None:
+        """The state, not opened. Raises `RequestError` for a place that is none."""
+        from stoker.state import StateSource, locate_state
+
+        location = locate_state(self.state)
+        return None if location is None else StateSource(location)
+
+    def check(self) -> None:
+        """Raise what `source` raises, before anything is loaded."""
+        self.source()
+
+
+@dataclass(frozen=True, slots=True)
 class Logs:
     """What the server writes down."""
 
@@ -166,14 +186,18 @@ class Logs:
     traces_url: str | None
 
 
-def serve_models(models: Models, access: Access, logs: Logs, listener: socket.socket) -> None:
+def serve_models(
+    models: Models, access: Access, storage: Storage, logs: Logs, listener: socket.socket
+) -> None:
     """Serve until a signal; see `stoker serve`. Raises what loading the first model raises."""
     import uvloop
 
-    uvloop.run(_serve(models, access, logs, listener))
+    uvloop.run(_serve(models, access, storage, logs, listener))
 
 
-async def _serve(models: Models, access: Access, logs: Logs, listener: socket.socket) -> None:
+async def _serve(
+    models: Models, access: Access, storage: Storage, logs: Logs, listener: socket.socket
+) -> None:
     started = time.perf_counter()
     shelf = models.shelf()
     first = asyncio.create_task(_load(shelf, shelf.cards()[0].name))
@@ -184,7 +208,7 @@ async def _serve(models: Models, access: Access, logs: Logs, listener: socket.so
     from stoker.server import url_of
     from stoker.server.run import run_until_signal
 
-    server, service, tracing = _server(shelf, access, logs, listener)
+    server, service, tracing = _server(shelf, access, storage, logs, listener)
     serving = asyncio.create_task(run_until_signal(server, on_listening=lambda: None))
     await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
     if first.done() and first.exception() is None:
@@ -209,7 +233,7 @@ async def _load(host: ModelHost, name: str) -> None:
 
 
 def _server(
-    shelf: ModelShelf, access: Access, logs: Logs, listener: socket.socket
+    shelf: ModelShelf, access: Access, storage: Storage, logs: Logs, listener: socket.socket
 ) -> tuple[HttpServer, Service, Tracing | None]:
     """The server around `shelf`, observed, its state, and its traces if they are asked for."""
     from stoker import telemetry
@@ -241,6 +265,6 @@ def _server(
         metrics_content_type=telemetry.METRICS_CONTENT_TYPE,
         stats=lambda: telemetry.stats_json(host),
     )
-    app, service = build_app(host, options, views=views)
+    app, service = build_app(host, options, views=views, state=storage.source())
     app = app if tracing is None else tracing.middleware(app)
     return HttpServer(app, service, listener), service, tracing

@@ -12,7 +12,7 @@ from stoker.api.errors import RequestError
 from stoker.cli.options import ContextOption, ThreadsOption, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
-    from stoker.cli.compose import Access, Logs, Models
+    from stoker.cli.compose import Access, Logs, Models, Storage
 
 DEFAULT_MODEL = "smollm2"
 
@@ -145,6 +145,16 @@ HostNameOption = Annotated[
         help="A further name that requests may use for a server on loopback; may be repeated.",
     ),
 ]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state",
+        metavar="URL|PATH|none",
+        envvar="STOKER_STATE",
+        help="Where files, batches and stored answers are kept: a path of an SQLite file, "
+        "postgresql://USER@HOST/DATABASE, or none. [default: state.db in Stoker's data folder]",
+    ),
+]
 LogLevelOption = Annotated[
     str,
     typer.Option("--log-level", envvar="STOKER_LOG_LEVEL", help="debug, info, warning or error."),
@@ -191,6 +201,7 @@ def serve(
     max_body_bytes: MaxBodyOption = "32MiB",  # type: ignore[assignment]
     allow_origin: OriginOption = None,
     allow_host: HostNameOption = None,
+    state: StateOption = None,
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = None,
     log_prompts: LogPromptsOption = False,
@@ -202,7 +213,7 @@ def serve(
     SIGTERM or Ctrl-C ends it: open requests may finish; a second one does not wait for them.
     docs/guides/serve.md has the paths, the fields and how to use it from other programs.
     """
-    from stoker.cli.compose import Access, Logs, Models
+    from stoker.cli.compose import Access, Logs, Models, Storage
 
     served = Models(
         tuple(models or [DEFAULT_MODEL]),
@@ -225,17 +236,19 @@ def serve(
         max_body_bytes=max_body_bytes,
         drain_s=drain_seconds,
     )
-    _serve(served, access, Logs(log_level, log_format, log_prompts=log_prompts, traces_url=traces))
+    logs = Logs(log_level, log_format, log_prompts=log_prompts, traces_url=traces)
+    _serve(served, access, Storage(state), logs)
 
 
-def _serve(models: Models, access: Access, logs: Logs) -> None:
+def _serve(models: Models, access: Access, storage: Storage, logs: Logs) -> None:
     from stoker.cli.compose import serve_models
     from stoker.cli.pull import fetch_if_missing
 
+    storage.check()
     with access.listen() as listener:  # first: a port in use should not cost a download
         for name in models.names:
             fetch_if_missing(name)
-        serve_models(models, access, logs, listener)
+        serve_models(models, access, storage, logs, listener)
 
 
 def _api_keys(file: Path | None) -> tuple[str, ...]:

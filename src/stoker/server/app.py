@@ -20,19 +20,30 @@ from stoker.server.completions import completions_endpoint
 from stoker.server.errors import ClientGone, Problem, problem_of
 from stoker.server.health import Health, Metrics, Stats, Version
 from stoker.server.http import Handler, Receive, Scope, Send, answer_problem, request_id
+from stoker.server.messages import CountTokens, Messages, answer_messages_problem, speaks_messages
 from stoker.server.models import Models
 from stoker.server.openapi import OpenApi
 from stoker.server.options import ServerOptions
 from stoker.server.page_files import page_routes
 from stoker.server.service import Service, Views
 from stoker.server.tokenize import Detokenize, Tokenize
+from stoker.state import StateSource
 
 _LOGGER = logging.getLogger("stoker.server")
 
 
-def build_app(host: ModelHost, options: ServerOptions, *, views: Views | None = None) -> tuple[Any, Service]:
-    """The ASGI application that serves `host`, and what its handlers share. `views` adds /metrics, /stats."""
-    service = Service(host, options, views)
+def build_app(
+    host: ModelHost,
+    options: ServerOptions,
+    *,
+    views: Views | None = None,
+    state: StateSource | None = None,
+) -> tuple[Any, Service]:
+    """The ASGI application that serves `host`, and what its handlers share.
+
+    `views` adds /metrics and /stats. Without `state` nothing is kept: no files, batches, stored answers.
+    """
+    service = Service(host, options, views, state)
     # Ours is the only code that answers unknown paths and methods: with "app" in the scope the router raises.
     router = Router([*_routes(service), *page_routes()], redirect_slashes=False)
     app: Any = Gate(router, Hosts(options.allowed_hosts), Keys(options.api_keys))
@@ -42,9 +53,17 @@ def build_app(host: ModelHost, options: ServerOptions, *, views: Views | None = 
         app = CORSMiddleware(
             app,
             allow_origins=options.allowed_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-api-key", "x-request-id"),
-            expose_headers=("x-request-id", "retry-after"),
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=(
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "anthropic-version",
+                "anthropic-beta",
+                "anthropic-dangerous-direct-browser-access",
+            ),
+            expose_headers=("x-request-id", "request-id", "retry-after"),
         )
     return app, service
 
@@ -53,6 +72,8 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
+        Route("/v1/messages", Messages(service), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
         Route("/v1/models", Models(service), methods=["GET"]),
         Route("/v1/models/{name:path}", Models(service), methods=["GET"]),
         Route("/tokenize", Tokenize(service), methods=["POST"]),
@@ -84,6 +105,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         scope["app"] = self
+        answer = answer_messages_problem if speaks_messages(scope) else answer_problem
         try:
             self.hosts.check(scope)
             self.keys.check(scope)
@@ -91,13 +113,13 @@ class Gate:
         except ClientGone:
             return
         except HTTPException as error:
-            await answer_problem(scope, send, _problem_of_router(scope, error))
+            await answer(scope, send, _problem_of_router(scope, error))
         except Exception as error:
             problem = problem_of(error)
             if problem.is_ours:
                 fields = {"request_id": request_id(scope), "path": scope["path"]}
                 _LOGGER.error("a request failed", exc_info=error, extra={"fields": fields})
-            await answer_problem(scope, send, problem)
+            await answer(scope, send, problem)
 
 
 def _problem_of_router(scope: Scope, error: HTTPException) -> Problem:

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Sequence
 
 from stoker.server.errors import Problem, Refusal
-from stoker.server.http import Scope, header, set_tenant
+from stoker.server.http import Scope, header, set_owner, set_tenant
 
 # Without a key: whether the server is alive, what it can do, and the page, which asks for the key itself.
 _OPEN_PATHS = frozenset({"/", "/health", "/ping", "/openapi.json"})
@@ -36,12 +36,19 @@ class Keys:
                 found = number
         if found < 0:
             raise _unauthorized("the API key is not one of this server's")
+        set_owner(scope, _owner(given))
         if len(self._digests) > 1:
             set_tenant(scope, f"key-{found + 1}")
 
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+def _owner(key: bytes) -> str:
+    # Stored beside what the key has made. Not the digest that `check` compares: who reads the one must not
+    # learn the other.
+    return hashlib.sha256(b"stoker owner\0" + key).hexdigest()[:32]
 
 
 def _given_key(scope: Scope) -> bytes | None:

@@ -29,6 +29,7 @@ JSON: Header = (b"content-type", b"application/json")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")  # what may stand in a header, a log line and an id
 _ID_KEY = "stoker.request_id"
 _TENANT_KEY = "stoker.tenant"
+_OWNER_KEY = "stoker.owner"
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -58,6 +59,17 @@ def tenant(scope: Scope) -> str:
 def set_tenant(scope: Scope, name: str) -> None:
     """Called once, by whoever has checked the key."""
     scope[_TENANT_KEY] = name
+
+
+def owner(scope: Scope) -> str:
+    """Whose what is stored is: told by the API key itself, not by its place among the others, so that a
+    restart with further keys changes nothing; empty without keys."""
+    return str(scope.get(_OWNER_KEY, ""))
+
+
+def set_owner(scope: Scope, name: str) -> None:
+    """Called once, by whoever has checked the key."""
+    scope[_OWNER_KEY] = name
 
 
 async def answer_bytes(

@@ -64,6 +64,8 @@ class HttpServer:
         finally:
             started.cancel()
             await self._finish()
+            if self._service.state is not None:
+                await self._service.state.close()
 
     def stop(self) -> None:
         """Take nothing new, let open requests finish for `drain_s`. The second call does not wait."""

@@ -7,13 +7,16 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stoker.api.errors import ModelNotFoundError
 from stoker.api.protocols import ModelCard, ModelHost
 from stoker.server.errors import Problem, Refusal
 from stoker.server.http import BodyBudget
 from stoker.server.options import ServerOptions
+
+if TYPE_CHECKING:
+    from stoker.state import State, StateSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Service:
     host: ModelHost
     options: ServerOptions
     views: Views | None = None  # none: no /metrics and /stats
+    state: StateSource | None = None  # none: nothing is kept
     bodies: BodyBudget = field(default_factory=BodyBudget)
     warm: bool = False  # set once the first model was loaded: from then on one that is not, can be
     draining: bool = False  # set once, by whoever stops the server
@@ -89,6 +93,18 @@ class Service:
             yield
         finally:
             self.open_requests -= 1
+
+    async def opened_state(self) -> State:
+        """What is kept. Raises `Refusal` on a server that keeps nothing, and as `StateSource.opened`."""
+        if self.state is None:
+            raise Refusal(
+                Problem(
+                    501,
+                    "this server keeps nothing: it was started with --state none",
+                    code="state_disabled",
+                )
+            )
+        return await self.state.opened()
 
     def now_s(self) -> int:
         """Unix seconds, for `created`."""
