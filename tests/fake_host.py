@@ -13,10 +13,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from stoker.api.chat import Chat, Message
 from stoker.api.errors import RequestError
 from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import ModelCard, ServedModel
-from stoker.api.request import Message, Prompt, Request
+from stoker.api.request import Prompt, Request
 from stoker.api.stats import EngineStats
 
 DRAWN_SEED = 4711
@@ -34,6 +35,7 @@ class FakeModel:
     name: str = "fake"
     answer: Callable[[Request, int], str] = default_answer
     has_chat_template: bool = True
+    chat_template: str | None = None  # tells how calls and thoughts are written; none: plain JSON, no thoughts
     ready: bool = True
     context_tokens: int = 100_000
     token_delay_s: float = 0.0  # before each token; 0: all are there at once
@@ -41,6 +43,9 @@ class FakeModel:
     error: Exception | None = None  # raised before the first event
     error_after: tuple[int, Exception] | None = None  # (tokens, error)
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    stop_reason: str | int | None = None
+    warnings: tuple[str, ...] = ()
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)  # ids of requests whose reader left before their end
     open: int = 0
@@ -53,6 +58,8 @@ class FakeModel:
         """A text's bytes; of messages `<role>content` for each, and `<assistant>`."""
         if isinstance(prompt, str):
             return list(prompt.encode("utf-8", "replace"))
+        if isinstance(prompt, Chat):
+            return await self.encode(prompt.messages, add_generation_prompt=prompt.add_generation_prompt)
         if prompt and isinstance(prompt[0], Message):
             text = "".join(f"<{m.role}>{m.content}" for m in prompt if isinstance(m, Message))
             return list((text + ("<assistant>" if add_generation_prompt else "")).encode("utf-8", "replace"))
@@ -110,8 +117,12 @@ class FakeModel:
                 logprobs = (TokenLogprob(token_id, -0.5, top),)
             text = decoder.decode(bytes([token_id]), final=place == len(token_ids) - 1)
             events.append(TokensEvent(request.request_id, choice, (token_id,), text, logprobs))
-        usage = Usage(prompt_tokens, len(token_ids), self.cached_tokens)
-        events.append(DoneEvent(request.request_id, choice, reason, None, seed, usage))
+        usage = Usage(prompt_tokens, len(token_ids), self.cached_tokens, self.reasoning_tokens)
+        events.append(
+            DoneEvent(
+                request.request_id, choice, reason, self.stop_reason, seed, usage, warnings=self.warnings
+            )
+        )
         return events
 
 
