@@ -21,7 +21,6 @@ from stoker.server.errors import ClientGone, Problem, problem_of
 from stoker.server.health import Health, Metrics, Stats, Version
 from stoker.server.http import Handler, Receive, Scope, Send, answer_problem, request_id
 from stoker.server.messages import CountTokens, Messages, answer_messages_problem, speaks_messages
-from stoker.server.messages import CountTokens, Messages, answer_messages_problem, speaks_messages
 from stoker.server.models import Models
 from stoker.server.openapi import OpenApi
 from stoker.server.options import ServerOptions
@@ -73,8 +72,6 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
-        Route("/v1/messages", Messages(service), methods=["POST"]),
-        Route("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
         Route("/v1/messages", Messages(service), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
         Route("/v1/models", Models(service), methods=["GET"]),
