@@ -64,6 +64,38 @@ CREATE TABLE batches (
     error_file_id TEXT
 )
 """
+_RESPONSES = """
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    place TEXT NOT NULL,
+    created_us BIGINT NOT NULL,
+    previous_id TEXT,
+    status TEXT NOT NULL,
+    body TEXT NOT NULL,
+    items TEXT NOT NULL,
+    request TEXT,
+    events TEXT
+)
+"""
+_COMPLETIONS = """
+CREATE TABLE completions (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    created_us BIGINT NOT NULL,
+    model TEXT NOT NULL,
+    body TEXT NOT NULL,
+    messages TEXT NOT NULL
+)
+"""
+_COMPLETION_METADATA = """
+CREATE TABLE completion_metadata (
+    completion_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (completion_id, name)
+)
+"""
 
 MIGRATIONS: Sequence[Migration] = (
     Migration(
@@ -75,6 +107,19 @@ MIGRATIONS: Sequence[Migration] = (
             _BATCHES,
             "CREATE INDEX batches_of_owner ON batches (owner, created_us, id)",
             "CREATE INDEX batches_by_status ON batches (status)",
+        ),
+    ),
+    Migration(
+        2,
+        "responses and chat completions",
+        (
+            _RESPONSES,
+            "CREATE INDEX responses_by_previous ON responses (previous_id)",
+            "CREATE INDEX responses_by_status ON responses (status)",
+            "CREATE INDEX responses_by_age ON responses (created_us)",
+            _COMPLETIONS,
+            "CREATE INDEX completions_of_owner ON completions (owner, created_us, id)",
+            _COMPLETION_METADATA,
         ),
     ),
 )

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.state.batches import Batches
+from stoker.state.completions import Completions
 from stoker.state.database import Database
 from stoker.state.files import Files
 from stoker.state.location import StateLocation
 from stoker.state.place import Place, open_place
+from stoker.state.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class State:
     place: Place  # the folder of this machine
     files: Files
     batches: Batches
+    responses: Responses
+    completions: Completions
 
 
 def open_state(location: StateLocation) -> State:
@@ -32,4 +36,6 @@ def open_state(location: StateLocation) -> State:
         place=place,
         files=Files(database, place),
         batches=Batches(database, place),
+        responses=Responses(database, place),
+        completions=Completions(database),
     )
