@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from stoker.api.chat import Chat
 from stoker.api.errors import EngineError
-from stoker.api.request import Message
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import TextEngine
@@ -204,10 +204,10 @@ class ByteTokenizer:
         )
 
 
-def encode_chat(messages: Sequence[Message]) -> list[int]:
+def encode_chat(chat: Chat) -> list[int]:
     """A chat for `ByteTokenizer`: a turn token before each message, and one more."""
     ids = []
-    for message in messages:
+    for message in chat.messages:
         ids += [ByteTokenizer.TURN, *f"{message.role}: {message.content}".encode()]
     return [*ids, ByteTokenizer.TURN]
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from stoker.api.chat import Message
 from stoker.api.errors import EngineError, RequestError
 from stoker.api.events import DoneEvent, Event, TokensEvent
-from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Message, Prompt, Request, SamplingParams, check_int
+from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Prompt, Request, SamplingParams, check_int
 from stoker.engine.completion import (
     Choice,
     Completion,

@@ -26,15 +26,22 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "tokenizer": frozenset({"api", "kernels", "weights"}),
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),
-        "engine": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling"}),
+        "grammar": frozenset({"api", "kernels", "weights", "tokenizer"}),
+        "engine": frozenset(
+            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar"}
+        ),
         # Local engines in processes of their own; implements Endpoint, so it stands below the waist.
         "process": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine"}
+            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar", "engine"}
         ),
         # Above the waist: only Endpoint, Request, Event.
         "telemetry": frozenset({"api"}),
-        "server": frozenset({"api", "telemetry"}),
-        "llm": frozenset({"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "engine"}),
+        "tools": frozenset({"api"}),  # what models write when they call tools; text only
+        "state": frozenset({"api"}),  # what outlives the server, in a database
+        "server": frozenset({"api", "telemetry", "tools", "state"}),
+        "llm": frozenset(
+            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar", "engine"}
+        ),
         "bench": frozenset(
             {
                 "api",
@@ -44,6 +51,7 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "tokenizer",
                 "cache",
                 "sampling",
+                "grammar",
                 "engine",
                 "llm",
                 "_native",
@@ -58,11 +66,13 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "tokenizer",
                 "cache",
                 "sampling",
+                "grammar",
                 "engine",
                 "llm",
                 "bench",
                 "process",
                 "telemetry",
+                "state",
                 "server",
             }
         ),
@@ -94,11 +104,15 @@ CONFINED_PACKAGES: Mapping[str, frozenset[str]] = MappingProxyType(
         "prometheus_client": frozenset({"telemetry"}),
         "opentelemetry": frozenset({"telemetry"}),
         "httpx": frozenset({"bench"}),
+        "llguidance": frozenset({"grammar"}),
+        "sqlalchemy": frozenset({"state"}),
+        "alembic": frozenset({"state"}),
+        "psycopg": frozenset({"state"}),
     }
 )
 
 # Here a decision is made that must be the same when it is replayed.
-DECISION_PACKAGES = frozenset({"kernels", "models", "cache", "sampling", "engine"})
+DECISION_PACKAGES = frozenset({"kernels", "models", "cache", "sampling", "grammar", "engine"})
 CLOCKS_AND_CHANCE = frozenset({"time", "datetime", "random", "secrets", "uuid"})
 
 FORBIDDEN_WORDS = frozenset({"manager", "managers", "helper", "helpers", "util", "utils"})

@@ -16,8 +16,9 @@ from tests.fakes import CountingSeeds
 from tests.unit.process.serving import Answered, ask, is_alive, read, run, until
 
 from stoker import LLM
+from stoker.api.chat import Message
 from stoker.api.errors import CapacityError
-from stoker.api.request import Message, Request, SamplingParams
+from stoker.api.request import Request, SamplingParams
 from stoker.engine.load import LoadOptions
 from stoker.process import ModelShelf, ProcessEndpoint, ProcessOptions, ShelfOptions
 

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from stoker import LLM, SamplingParams
-from stoker.api.request import Message
+from stoker.api.chat import Message
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 60.0

@@ -25,6 +25,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion: thoughts, marks included
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,25 @@ class DoneEvent:
     seed: int  # what replays this choice on its own: the request's seed (given or drawn) + choice
     usage: Usage
     queue_ms: float | None = None  # from being taken to its first step; none where nobody looks at a clock
+    warnings: tuple[str, ...] = ()  # what of a constraint was rewritten, or is enforced in another way
 
 
-Event = TokensEvent | DoneEvent
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """Log-probabilities of a prompt, before the first tokens: one entry for each token from the second on."""
+
+    request_id: str
+    logprobs: tuple[TokenLogprob, ...]
+    choice: int = 0  # the first of its request; where requests are merged, of that prompt
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingEvent:
+    """A prompt's embedding: hidden states after the last norm, pooled, of length 1. A done event follows."""
+
+    request_id: str
+    vector: tuple[float, ...]
+    choice: int = 0
+
+
+Event = TokensEvent | DoneEvent | PromptEvent | EmbeddingEvent

@@ -61,6 +61,11 @@ class ServedModel(Endpoint, Protocol):
         """False for a base model, which takes text and token ids only."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the template: what its tool calls and thoughts look like can be told from it."""
+        ...
+
     async def encode(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a prompt, as `generate` would use them. Raises `RequestError`, `TemplateError`."""
         ...

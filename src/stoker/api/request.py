@@ -1,4 +1,4 @@
-"""What is asked for: sampling parameters, chat messages, requests. Frozen values, checked when they are made.
+"""What is asked for: sampling parameters, requests. Frozen values, checked when they are made.
 
 Nothing here knows a tokenizer or a tensor. A value that exists is valid: whoever receives a `SamplingParams`
 need not check it again, except against things known only later (vocabulary size, context length).
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stoker.api.chat import Chat, Message
+from stoker.api.constraint import Constraint, Thinking
 from stoker.api.errors import RequestError
 
 MAX_CHOICES = 128  # `n`: forks share the prompt, but each keeps its own tail; vLLM users seldom pass 64
@@ -58,6 +60,10 @@ class SamplingParams:
     max_tokens: int | None = None  # none: as many as the context holds
     logprobs: int | None = None  # none: no log-probabilities; k: of the chosen token and of the k likeliest
     n: int = 1  # choices; choice i equals a request of its own with seed + i
+    constraint: Constraint | None = None  # what the answer must look like
+    thinking: Thinking | None = None  # how the model marks its thoughts, and how long they may be
+    prompt_logprobs: int | None = None  # k: of each prompt token and of the k likeliest in its place
+    skip_special_tokens: bool = True  # control tokens are no part of the text
 
     def __post_init__(self) -> None:
         _set = object.__setattr__  # frozen: the one moment where spelling variants are brought to one form
@@ -90,6 +96,8 @@ class SamplingParams:
                 )
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
         if self.seed is not None:
             check_int("seed", self.seed, 0, SEEDS - 1, note="leave it out to have one drawn")
         for token_id, bias in self.logit_bias.items():
@@ -106,25 +114,13 @@ class SamplingParams:
             check_int("stop_token_ids", token_id, 0, (1 << 31) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat. role: "system", "user", "assistant", or what the model's template knows."""
-
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        for name in ("role", "content"):
-            if not isinstance(getattr(self, name), str):
-                raise RequestError(f"message {name} is {getattr(self, name)!r}; allowed: a string")
-
-
-Prompt = str | tuple[int, ...] | tuple[Message, ...]
+Prompt = str | tuple[int, ...] | tuple[Message, ...] | Chat
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to an endpoint. `prompt` is text, token ids, or the messages of a chat.
+    """One question to an endpoint. `prompt` is text, token ids, the messages of a chat, or a whole `Chat`.
 
     `request_id` names the request in events and for abort; it must be unique among an endpoint's open ones.
     None of the rest changes a token of the answer: it decides when it comes, and whose cache it may use.
@@ -138,11 +134,13 @@ class Request:
     tenant: str = ""  # who shares the machine's time fairly with the others
     cache_salt: str = ""  # prefixes are shared only among requests of the same salt
     deadline_ms: int | None = None  # from arrival to the first token; late requests end in "abort"
+    background: bool = False  # only takes part in steps while nothing else is open
+    pooling: Pooling | None = None  # not none: wanted is the prompt's embedding, and no answer
     # Per choice the tokens given already, after which it goes on; none for a choice that is complete.
     resume: tuple[tuple[int, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, (str, tuple)):
+        if not isinstance(self.prompt, (str, tuple, Chat)):
             raise RequestError(f"prompt is {self.prompt!r:.80}; allowed: text, token ids or messages")
         if not isinstance(self.sampling, SamplingParams):
             raise RequestError(f"sampling is {self.sampling!r:.80}; allowed: SamplingParams")
@@ -152,6 +150,8 @@ class Request:
         for name in ("model", "tenant", "cache_salt"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} is {getattr(self, name)!r:.80}; allowed: a string")
+        if self.pooling not in (None, "mean", "last"):
+            raise RequestError(f"pooling is {self.pooling!r:.80}; allowed: mean, last")
         if self.resume and len(self.resume) != self.sampling.n:
             raise RequestError(
                 f"resume has {len(self.resume)} choices; allowed: none, or n = {self.sampling.n}"
@@ -162,7 +162,7 @@ class Request:
         """Which of the three forms `prompt` has; an empty tuple counts as tokens."""
         if isinstance(self.prompt, str):
             return "text"
-        if self.prompt and isinstance(self.prompt[0], Message):
+        if isinstance(self.prompt, Chat) or (self.prompt and isinstance(self.prompt[0], Message)):
             return "chat"
         return "tokens"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stoker.api.chat import Message
 from stoker.api.errors import EngineError
-from stoker.api.request import Message
 from stoker.cli.timing import AnswerTiming
 
 if TYPE_CHECKING:

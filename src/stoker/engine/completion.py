@@ -127,6 +127,7 @@ def piece_of(event: Event) -> Piece:
     if isinstance(event, TokensEvent):
         logprobs, top = _split_logprobs(event)
         return Piece(event.text, event.token_ids, logprobs, top, event.choice)
+    assert isinstance(event, DoneEvent), "generate and chat ask for neither prompt scores nor embeddings"
     done = event
     return Piece(
         "",

@@ -22,6 +22,7 @@ from stoker.engine.plan import StepPlan
 from stoker.engine.runner import Runner, Samples
 from stoker.engine.scheduler import Output, Scheduler, SchedulerOptions
 from stoker.engine.sequence import DEFAULT_STANDING, Purpose, Sequence, Standing
+from stoker.grammar.guide import Guides
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
@@ -87,16 +88,20 @@ class Engine:
         seed: int,
         standing: Standing = DEFAULT_STANDING,
         resume: tuple[tuple[int, ...] | None, ...] = (),
+        guides: Guides | None = None,
     ) -> None:
         """Queue a request for `params.n` choices; choice i draws with seed + i.
 
         `resume`: per choice the tokens of its answer that are known already, after which it goes on as if it
-        had sampled them here; none for a choice that is not wanted any more.
+        had sampled them here; none for a choice that is not wanted any more. `guides`: what `params`'
+        constraint and thinking were compiled to.
         Raises `PromptTooLongError`, `QueueFullError`, or `RequestError` for an empty prompt, a token id
         outside the vocabulary, or an id that is open already. Nothing is queued then.
         """
         ids = self._checked_ids("prompt", prompt_ids)
         self._must_be_new(request_id)
+        if guides is None and (params.constraint is not None or params.thinking is not None):
+            raise RequestError("a constraint or thinking came without guides: this engine has no grammars")
         self._checked_ids("stop_token_ids", params.stop_token_ids, may_be_empty=True)
         packed = [pack_params(params, (seed + i) % SEEDS, self.vocabulary) for i in range(params.n)]
         needed = len(ids) + max(params.min_tokens, 1)
@@ -116,6 +121,7 @@ class Engine:
             sequence = Sequence(
                 self._arrivals + choice, request_id, choice, ids, packed[choice],
                 limit=limit, stop_ids=stop_ids, standing=standing, given=given,
+                guide=None if guides is None else guides.new(),
             )  # fmt: skip
             choices.append(sequence)
         if not choices:
@@ -182,7 +188,9 @@ class Engine:
             self._journal(Stepped(plan, result))
         self._last_plan = plan
         outputs = self.scheduler.commit(plan, result)
-        self._generated_tokens += sum(output.token_id is not None for output in outputs)
+        self._generated_tokens += sum(
+            1 + len(output.written) for output in outputs if output.token_id is not None
+        )
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)

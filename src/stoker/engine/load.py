@@ -6,16 +6,19 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
+from stoker.api.chat import Chat
 from stoker.api.errors import CapacityError, ModelFormatError, RequestError
 from stoker.api.protocols import SeedSource
-from stoker.api.request import Message, check_int
+from stoker.api.request import SamplingParams, check_int
 from stoker.cache.disk import OpenedTier, open_disk_tier
 from stoker.engine.budget import BudgetOptions
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.scheduler import SchedulerOptions
-from stoker.engine.text import EncodeChat, TextEngine
+from stoker.engine.text import EncodeChat, GuidesOf, TextEngine
+from stoker.grammar.guide import Guides
 from stoker.kernels.cores import physical_cores
 from stoker.kernels.native import KvType
 from stoker.kernels.numerics import NUMERICS
@@ -28,6 +31,7 @@ from stoker.weights.places import home_folder, own_folder
 from stoker.weights.store import resolve
 
 if TYPE_CHECKING:
+    from stoker.grammar.compiler import GrammarCompiler
     from stoker.tokenizer.chat import ChatTemplate
 
 # Address space, not memory: blocks are backed when they are first written. In int8, 2 GiB hold about 90 000
@@ -120,6 +124,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
         seeds=seeds,
         name=name,
         encode_chat=_chat_encoder(tokenizer),
+        guides_of=_guides_of(tokenizer, interpreter.vocabulary),
         notes=() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",),
     )
 
@@ -150,7 +155,26 @@ def _chat_encoder(tokenizer: Tokenizer) -> EncodeChat | None:
 
         return ChatTemplate(tokenizer)
 
-    def encode(messages: tuple[Message, ...]) -> list[int]:
-        return template().encode([{"role": m.role, "content": m.content} for m in messages])
+    def encode(chat: Chat) -> list[int]:
+        from stoker.tokenizer.chat import chat_values
+
+        return template().encode(**chat_values(chat))
 
     return encode
+
+
+def _guides_of(tokenizer: Tokenizer, vocabulary: int) -> GuidesOf:
+    lock = Lock()  # two first constraints may come at once, in threads
+
+    @cache  # its table of the vocabulary takes memory and a moment: made when the first constraint comes
+    def compiler() -> GrammarCompiler:
+        from stoker.grammar.compiler import GrammarCompiler
+
+        return GrammarCompiler(tokenizer, vocabulary=vocabulary)
+
+    def guides_of(params: SamplingParams) -> Guides | None:
+        with lock:
+            grammars = compiler()
+        return grammars.guides(params)
+
+    return guides_of

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from stoker.api.errors import EngineError
+from stoker.api.request import SamplingParams
 from stoker.engine.engine import Engine, EngineOptions
 from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Entry, Stepped
 from stoker.engine.plan import StepPlan
+from stoker.grammar.guide import Guides
 from stoker.kernels.program import Batch, Float32, UInt8
 from stoker.sampling.rows import SampleResult, SampleRow
 
@@ -54,9 +56,15 @@ class RecordedEngine:
     options: EngineOptions
 
 
-def replay(engine: RecordedEngine, entries: Iterable[Entry]) -> Iterator[StepPlan]:
+GuidesOf = Callable[[SamplingParams], Guides | None]
+
+
+def replay(
+    engine: RecordedEngine, entries: Iterable[Entry], *, guides_of: GuidesOf | None = None
+) -> Iterator[StepPlan]:
     """Plan every step of the journal again, with the budgets and samples it has; the plans, one by one.
 
+    `guides_of`: compiles constraints, which write tokens of their own; needed if a request had one.
     Raises `EngineError` at the first plan that differs from the recorded one.
     """
     entries = tuple(entries)
@@ -70,14 +78,17 @@ def replay(engine: RecordedEngine, entries: Iterable[Entry]) -> Iterator[StepPla
                 raise EngineError(f"step {entry.plan.step} was {entry.plan}, and is {plan} in the replay")
             yield plan
         else:
-            _apply(again, entry)
+            _apply(again, entry, guides_of)
 
 
-def _apply(engine: Engine, entry: Added | AddedScore | Closed | Aborted) -> None:
+def _apply(
+    engine: Engine, entry: Added | AddedScore | Closed | Aborted, guides_of: GuidesOf | None
+) -> None:
     if isinstance(entry, Added):
         engine.add(
             entry.request_id, entry.prompt_ids, entry.params,
             seed=entry.seed, standing=entry.standing, resume=entry.resume,
+            guides=None if guides_of is None else guides_of(entry.params),
         )  # fmt: skip
     elif isinstance(entry, AddedScore):
         engine.add_score(entry.request_id, entry.token_ids, top_k=entry.top_k)

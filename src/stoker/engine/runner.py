@@ -8,15 +8,19 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from stoker.api.errors import StokerError
 from stoker.cache.blocks import BlockPool
+from stoker.engine.masks import Masks
 from stoker.engine.plan import Chunk, StepPlan
 from stoker.engine.sequence import Purpose, Sequence
+from stoker.grammar.guide import Guide, MaskRow
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
 
 _FIRST_COUNTING = 256  # more sequences than most steps have
 _ONE = np.int32(1)
+_MOST_REFUSED = 256  # tokens at one position that look right and are not; each costs a row sampled anew
 _NOTHING_SAMPLED: Final = SampleResult(  # of a step whose chunks are all in the middle of a prompt
     np.empty(0, np.int32), np.empty(0, np.float32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 )
@@ -37,6 +41,7 @@ class Runner:
         self._interpreter = interpreter
         self._sampler = sampler
         self._pool = pool
+        self._masks = Masks(interpreter.vocabulary)
         self._counting: Int32 = np.arange(_FIRST_COUNTING, dtype=np.int32)  # 0, 1, 2, ...: to be sliced
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:
@@ -45,16 +50,51 @@ class Runner:
         batch = self.batch(plan, sequences)
         for source, destination in plan.copies:
             self._interpreter.copy_block(source, destination)
-        logits = self._interpreter.run(batch)
+        self._masks.begin(plan.chunks, sequences)
+        try:
+            logits = self._interpreter.run(batch)
+        finally:
+            allowed = self._masks.end()
         rows: list[SampleRow] = []
+        guided: list[tuple[int, Sequence]] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
             if not chunk[3]:
                 continue
-            if sequence.purpose is Purpose.GENERATE:
-                rows.append(_row(sequence))
-            else:
+            if sequence.purpose is not Purpose.GENERATE:
                 rows += _score_rows(sequence, chunk)
-        return self._sampler.sample(logits, rows) if rows else _NOTHING_SAMPLED
+                continue
+            if sequence.guide is None:
+                rows.append(_row(sequence))
+                continue
+            guided.append((len(rows), sequence))
+            rows.append(_guided_row(sequence, sequence.guide, allowed.get(sequence.number)))
+        if not rows:
+            return _NOTHING_SAMPLED
+        result = self._sampler.sample(logits, rows)
+        for row, sequence in guided:
+            self._choose_again(logits, row, rows[row], sequence, result)
+        return result
+
+    def _choose_again(
+        self, logits: Float32, row: int, asked: SampleRow, sequence: Sequence, result: SampleResult
+    ) -> None:
+        """While the guide refuses what a row's sampling gave: take the next best, by the same noise."""
+        guide = sequence.guide
+        assert guide is not None
+        if sequence.fault is not None:
+            result.token_ids[row] = -1
+        if asked.forced_token is not None or guide.free:
+            return
+        banned = asked.banned_ids
+        while (token_id := int(result.token_ids[row])) >= 0 and guide.refuses(token_id):
+            if len(banned) >= _MOST_REFUSED:
+                sequence.fault = f"{len(banned)} tokens were tried, and each would break the constraint"
+                result.token_ids[row] = -1
+                return
+            banned += (token_id,)
+            again = self._sampler.sample(logits[row : row + 1], [asked._replace(banned_ids=banned)])
+            result.token_ids[row] = again.token_ids[0]
+            result.logprobs[row] = again.logprobs[0]
 
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
         """The step as every interpreter takes it; `sequences` in the order of the plan's chunks."""
@@ -111,6 +151,18 @@ def _row(sequence: Sequence) -> SampleRow:
     if packed.needs_history:
         return SampleRow(packed, sequence.known, sequence.ids, sequence.prompt, banned)
     return SampleRow(packed, sequence.known, None, 0, banned)
+
+
+def _guided_row(sequence: Sequence, guide: Guide, mask: MaskRow | StokerError | None) -> SampleRow:
+    """A row of a sequence with a guide: forced, under its mask, or of one that has failed."""
+    row = _row(sequence)
+    forced = guide.forced
+    if forced:
+        return row._replace(forced_token=forced[0])
+    if isinstance(mask, StokerError):
+        sequence.fault = mask.message
+        return row
+    return row if mask is None else row._replace(allowed_mask=mask)
 
 
 def _score_rows(sequence: Sequence, chunk: Chunk) -> list[SampleRow]:

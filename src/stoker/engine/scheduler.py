@@ -58,6 +58,7 @@ class Output(NamedTuple):
     logprob: float
     top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as the request wants
     scores: Scores | None = None
+    written: tuple[int, ...] = ()  # tokens that the guide put after it, without log-probabilities
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class Scheduler:
         self._waiting = WaitingQueue(
             tree, most_sequences=options.max_waiting, most_tokens=options.max_waiting_tokens
         )
+        self._background = 0  # of the running ones
         self._chunk_tokens = options.chunk_tokens or options.batch_tokens
 
     @property
@@ -101,10 +103,19 @@ class Scheduler:
     def load(self) -> tuple[int, int, int]:
         """How many running sequences decode, how many tokens of context they read in a step, and how many
         prompts are being computed or have a place to be."""
-        lengths = [s.known for s in self._running.values() if s.computed >= s.known - 1]
-        running = len(self._running)
-        prompts = running - len(lengths) + min(len(self._waiting), self.options.max_sequences - running)
+        parked = self._parks
+        active = [s for s in self._running.values() if not (parked and s.background)]
+        lengths = [s.known for s in active if s.computed >= s.known - 1]
+        waiting = self._waiting.foreground if parked else len(self._waiting)
+        prompts = len(active) - len(lengths) + min(waiting, self.options.max_sequences - len(active))
         return len(lengths), sum(lengths), prompts
+
+    @property
+    def _parks(self) -> bool:
+        """Whether what is in the background stands still, since something else is open."""
+        if self._waiting.foreground:
+            return True
+        return self._background > 0 and self._background < len(self._running)
 
     @property
     def wasted_slots(self) -> int:
@@ -146,15 +157,18 @@ class Scheduler:
         self.admitted.clear()
         decoding: list[Sequence] = []
         filling: list[Sequence] = []
+        parks = self._parks
         for sequence in self._running.values():
+            if parks and sequence.background:
+                continue
             (decoding if sequence.computed >= sequence.known - 1 else filling).append(sequence)
-        behind = len(self._running)
+        behind = len(decoding) + len(filling)
         for sequence in (*decoding, *filling):
             behind -= 1
             if sequence.table is not None:  # else it was preempted a moment ago
                 self._extend(sequence, draft, rows_kept=behind)
         if not draft.preempted:
-            self._admit(draft)
+            self._admit(draft, parks=parks)
         self.steps += 1
         self.preemptions += len(draft.preempted)
         for chunk in draft.chunks.values():
@@ -178,9 +192,9 @@ class Scheduler:
                 continue
             if sequence.purpose is Purpose.GENERATE:
                 token_id = token_ids[row]
-                sequence.append(token_id)
+                written = sequence.accept(token_id)
                 top = _top(result, row, sequence.packed.top_count) if sequence.packed.top_count else ()
-                outputs.append(Output(sequence, token_id, logprobs[row], top, None))
+                outputs.append(Output(sequence, token_id, logprobs[row], top, None, written))
             else:
                 outputs.append(Output(sequence, None, 0.0, (), _score(sequence, end, rows, result, row)))
             row += rows
@@ -228,19 +242,22 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, draft: _Draft) -> None:
-        """Let waiting sequences run, best first, while budget and blocks last."""
+    def _admit(self, draft: _Draft, *, parks: bool) -> None:
+        """Let waiting sequences run, best first, while budget and blocks last. `parks`: none of the
+        background, whose places and blocks are the others' for the asking."""
         passed: set[int] = set()
-        while len(self._running) < self.options.max_sequences and draft.tokens_left and draft.rows_left:
-            found = self._waiting.next(self.steps, passed)
+        while draft.tokens_left and draft.rows_left:
+            found = self._waiting.next(self.steps, passed, background=not parks)
             if found is None:
                 return
             sequence, match = found
-            if match is not None and self._another_computes_more(sequence, match.tokens):
+            if match is not None and self._another_computes_more(sequence, match.tokens, parks=parks):
                 passed.add(sequence.number)
                 continue
-            if not self._fits(sequence, match):
-                return  # nobody overtakes: else a large one would starve
+            while len(self._running) >= self.options.max_sequences or not self._fits(sequence, match):
+                if not parks or not self._background:
+                    return  # nobody overtakes: else a large one would starve
+                self._preempt(min(filter(_is_background, self._running.values()), key=_progress), draft)
             if draft.copies and self.tree.fetches:
                 return  # what it fetches from disk could be written over what those copies read: next step
             self._waiting.remove(sequence)
@@ -252,6 +269,7 @@ class Scheduler:
                 sequence.cached = sequence.computed
                 self.admitted.append(sequence.request_id)
             self._running[sequence.number] = sequence
+            self._background += sequence.background
             self._waiting.started(sequence)
             self._extend(sequence, draft, rows_kept=0)
 
@@ -267,9 +285,11 @@ class Scheduler:
         # The last known token is always computed: that yields its logits.
         sequence.computed = min(match.tokens, sequence.known - 1)
 
-    def _another_computes_more(self, sequence: Sequence, known_tokens: int) -> bool:
+    def _another_computes_more(self, sequence: Sequence, known_tokens: int, *, parks: bool) -> bool:
         """Whether a running sequence is computing more of the same prefix than is known of it now."""
         for other in self._running.values():
+            if parks and other.background:
+                continue  # it stands still
             if other.computed >= other.known - 1 or other.namespace != sequence.namespace:
                 continue
             length = min(other.target, sequence.known - 1) // BLOCK_TOKENS * BLOCK_TOKENS
@@ -302,7 +322,7 @@ class Scheduler:
         for sequence in reversed(tuple(self._waiting)):
             if sequence.table is not None:
                 return sequence
-        return min(self._running.values(), key=lambda s: (-s.priority, s.computed, -s.number))
+        return min(self._running.values(), key=_progress)
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
         """Take the sequence's blocks; it waits again and computes again what the cache loses, the same."""
@@ -316,6 +336,7 @@ class Scheduler:
             draft.tokens_left += dropped.tokens
             draft.rows_left += dropped.rows
         if self._running.pop(sequence.number, None) is not None:
+            self._background -= sequence.background
             self._waiting.stopped(sequence)
             sequence.queued_at = self.steps
             self._waiting.add(sequence)
@@ -338,6 +359,7 @@ class Scheduler:
         if self._running.pop(sequence.number, None) is None:
             self._waiting.remove(sequence)
         else:
+            self._background -= sequence.background
             self._waiting.stopped(sequence)
         if sequence.table is not None:
             sequence.table.close()
@@ -351,6 +373,15 @@ class Scheduler:
             for follower in rest:
                 follower.leader = heir
             sequence.followers = []
+
+
+def _is_background(sequence: Sequence) -> bool:
+    return sequence.background
+
+
+def _progress(sequence: Sequence) -> tuple[bool, int, int, int]:
+    """Smallest: whom it costs least to lose its blocks."""
+    return not sequence.background, -sequence.priority, sequence.computed, -sequence.number
 
 
 def _top(result: SampleResult, row: int, wanted: int) -> tuple[tuple[int, float], ...]:

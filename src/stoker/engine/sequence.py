@@ -8,8 +8,10 @@ from typing import Final
 
 import numpy as np
 
+from stoker.api.errors import StokerError
 from stoker.api.events import FinishReason
 from stoker.cache.blocks import BlockTable
+from stoker.grammar.guide import Guide
 from stoker.kernels.program import Int32
 from stoker.sampling.rows import PackedParams
 
@@ -31,6 +33,7 @@ class Standing:
     tenant: str = ""
     namespace: bytes = b""  # prefixes are shared only within it
     deadline: int | None = None  # a number that grows with time; earlier first
+    background: bool = False  # takes part in steps only while nothing else is open
 
 
 DEFAULT_STANDING: Final = Standing()
@@ -41,7 +44,7 @@ class Sequence:
 
     Intervals of positions, 0 <= computed <= target <= known <= limit:
     [0, prompt)        given by the request
-    [prompt, known)    sampled, the first `given` of them elsewhere
+    [prompt, known)    sampled, or written by the guide; the first `given` of them elsewhere
     [0, computed)      their keys and values lie in `table`
     [0, target)        what must be computed: all that is known; to score, all but the last token, which
     predicts
@@ -49,9 +52,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "_ids", "cached", "choice", "computed", "deadline", "finish_reason", "followers", "given",
-        "known", "leader", "limit", "namespace", "number", "packed", "params", "priority", "prompt",
-        "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table", "tenant",
+        "_ids", "background", "cached", "choice", "computed", "deadline", "ended_by_token", "fault",
+        "finish_reason", "followers", "given", "guide", "known", "leader", "limit", "namespace", "number",
+        "packed", "params", "priority", "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids",
+        "stop_reason", "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -67,8 +71,10 @@ class Sequence:
         purpose: Purpose = Purpose.GENERATE,
         standing: Standing = DEFAULT_STANDING,
         given: tuple[int, ...] = (),
+        guide: Guide | None = None,
     ) -> None:
-        """`given`: tokens of the answer that were sampled before, on another engine."""
+        """`given`: tokens of the answer that were sampled before, on another engine. `guide`: says which
+        tokens may come; it is told of every one, and belongs to this sequence alone."""
         self.number = number  # order of arrival; unique, never reused
         self.request_id = request_id
         self.choice = choice
@@ -89,6 +95,8 @@ class Sequence:
         self.tenant = standing.tenant
         self.namespace = standing.namespace
         self.deadline = standing.deadline
+        self.background = standing.background
+        self.guide = guide
         self.given = len(given)
         self.queued_at = 0  # the step after which it began to wait; written by the scheduler
         # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its
@@ -97,10 +105,15 @@ class Sequence:
         self.followers: list[Sequence] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+        self.fault: str | None = None  # why its guide cannot go on; the next token is then -1
+        self.ended_by_token = False  # the last token says that the answer ends, and is no part of its text
         self.known += self.given
         self._ids: Int32 = np.empty(min(limit, self.known + _FIRST_CAPACITY), np.int32)
         self._ids[: self.prompt] = prompt_ids
         self._ids[self.prompt : self.known] = given
+        if guide is not None:
+            for token_id in given:
+                guide.push(token_id)
 
     @property
     def target(self) -> int:
@@ -131,6 +144,30 @@ class Sequence:
         """The known token at a position."""
         return self._ids.item(position)
 
+    def accept(self, token_id: int) -> tuple[int, ...]:
+        """`append` a sampled token; then what its guide writes after it without asking the model.
+
+        The tokens written. None where log-probabilities are wanted: those tokens are then forced row by row.
+        """
+        self.append(token_id)
+        guide = self.guide
+        if guide is None or token_id < 0:
+            return ()
+        written: list[int] = []
+        try:
+            guide.push(token_id)
+            while self.finish_reason is None and self.params.logprobs is None and guide.forced:
+                forced_id = guide.forced[0]
+                self.append(forced_id)
+                written.append(forced_id)
+                guide.push(forced_id)
+        except StokerError as error:  # of this choice alone
+            self.finish_reason, self.stop_reason = "error", error.message
+            return tuple(written)
+        if guide.finished and not self.ended_by_token:
+            self.finish_reason = "stop"  # also at the limit: nothing is missing
+        return tuple(written)
+
     def append(self, token_id: int) -> None:
         """Add a sampled token and, if it is the last one, say why in `finish_reason`.
 
@@ -139,7 +176,9 @@ class Sequence:
         """
         if token_id < 0:
             self.finish_reason = "error"
-            self.stop_reason = "no token was left to choose: all are banned, or the logits are not numbers"
+            self.stop_reason = (
+                self.fault or "no token was left to choose: all are banned, or the logits are not numbers"
+            )
             return
         known = self.known
         if known == len(self._ids):
@@ -148,6 +187,7 @@ class Sequence:
         self.known = known + 1
         if token_id in self.stop_ids and known + 1 - self.prompt > self.params.min_tokens:
             self.finish_reason = "stop"
+            self.ended_by_token = True
             self.stop_reason = token_id if token_id in self.params.stop_token_ids else None
         elif known + 1 == self.limit:
             self.finish_reason = "length"

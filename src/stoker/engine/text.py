@@ -7,20 +7,23 @@ token comes next lies below, in `Engine`; this only reads what it says, and ends
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from stoker.api.chat import Chat, Message
 from stoker.api.errors import ModelFormatError, PromptTooLongError, RequestError
-from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
+from stoker.api.events import DoneEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import SeedSource
-from stoker.api.request import Message, Request
+from stoker.api.request import Request, SamplingParams
 from stoker.engine.choice_text import ChoiceText
 from stoker.engine.engine import Engine
 from stoker.engine.plan import Scores
 from stoker.engine.scheduler import Output
 from stoker.engine.sequence import Sequence, Standing
+from stoker.grammar.guide import Guides
 from stoker.tokenizer import StopStrings, Tokenizer
 
-EncodeChat = Callable[[tuple[Message, ...]], list[int]]
+GuidesOf = Callable[[SamplingParams], Guides | None]
+EncodeChat = Callable[[Chat], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,9 @@ class _OpenChoice:
         params = sequence.params
         self.text = ChoiceText(tokenizer, params)
         self.streams = streams  # send tokens as they come; else all at the end
-        self.flows = streams and not params.stop  # until its last token nothing is ever gathered
+        # Guides write tokens without events of their own, and end an answer at a token that is part of it.
+        # Until its last token nothing is ever gathered.
+        self.flows = streams and not params.stop and sequence.guide is None
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self.total = 0  # tokens, sent ones included
@@ -62,10 +67,14 @@ class _OpenChoice:
         self._undecoded.append(token_id)
         if self.logprobs is not None:
             self.logprobs.append(TokenLogprob(token_id, output.logprob, output.top))
+        if output.written:
+            self.total += len(output.written)
+            self.token_ids += output.written
+            self._undecoded += output.written
 
     def flow(self, output: Output) -> TokensEvent:
         """The event of a token that is not the last, of a choice that `flows`; `add` to `event` in one."""
-        sequence, token_id, logprob, top, _ = output
+        sequence, token_id, logprob, top, _, _ = output
         assert token_id is not None
         self.total += 1
         self.text.push([token_id])
@@ -86,6 +95,33 @@ class _OpenChoice:
         return TokensEvent(request_id, choice, token_ids, self.text.take(), logprobs)
 
 
+@dataclass(slots=True)
+class _OpenRequest:
+    """What all choices of a request have in common."""
+
+    streams: bool
+    unfinished: int  # choices
+    warnings: tuple[str, ...] = ()
+    scoring: str | None = None  # under which id its prompt is being scored; its other events wait for that
+
+
+@dataclass(slots=True)
+class _Scoring:
+    """A prompt that is scored beside its request's answer."""
+
+    request_id: str
+    prompt_ids: list[int]
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    held: list[Event | ScoresEvent] = field(default_factory=list)  # of its request, until it is complete
+
+    def add(self, scores: Scores) -> None:
+        """The next part."""
+        ids = self.prompt_ids[scores.first : scores.first + len(scores.logprobs)]
+        for row, token_id in enumerate(ids):
+            top = zip(scores.top_ids[row].tolist(), scores.top_logprobs[row].tolist(), strict=True)
+            self.logprobs.append(TokenLogprob(token_id, float(scores.logprobs[row]), tuple(top)))
+
+
 class TextEngine:
     """Wraps an `Engine`; whoever steps this must not step that. One thread at a time, except for `encode`."""
 
@@ -97,10 +133,12 @@ class TextEngine:
         seeds: SeedSource,
         name: str,
         encode_chat: EncodeChat | None = None,
+        guides_of: GuidesOf | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         """`notes`: what a user should be told of how it was loaded. `encode_chat` turns messages into token
-        ids by the model's template; none: chats are refused.
+        ids by the model's template; none: chats are refused. `guides_of` compiles what an answer must look
+        like; none: that is refused.
         """
         if engine.vocabulary != tokenizer.vocab_size:
             raise ModelFormatError(
@@ -113,8 +151,10 @@ class TextEngine:
         self.notes = notes
         self._seeds = seeds
         self._encode_chat = encode_chat
+        self._guides_of = guides_of
         self._choices: dict[int, _OpenChoice] = {}  # by sequence number, made when its first token comes
-        self._streams: dict[str, bool] = {}  # by request id, while open
+        self._requests: dict[str, _OpenRequest] = {}  # by request id, while open
+        self._scoring: dict[str, _Scoring] = {}  # by the id of the scoring: prompts scored for a request
 
     @property
     def busy(self) -> bool:
@@ -132,13 +172,16 @@ class TextEngine:
             self._refuse_if_surely_too_long(prompt)
             return self.tokenizer.encode(prompt)
         if request.kind == "tokens":
+            assert isinstance(prompt, tuple)
             return [token for token in prompt if not isinstance(token, Message)]
         if self._encode_chat is None:
             raise RequestError(
                 f"{self.name} has no chat template; allowed: a prompt of text or token ids",
                 hint="use generate with the whole text",
             )
-        return self._encode_chat(tuple(message for message in prompt if isinstance(message, Message)))
+        if not isinstance(prompt, Chat):
+            prompt = Chat(tuple(message for message in prompt if isinstance(message, Message)))
+        return self._encode_chat(prompt)
 
     def _refuse_if_surely_too_long(self, text: str) -> None:
         """Encoding 10 MB takes half a minute; that no token has more than so many bytes is known before."""
@@ -152,23 +195,66 @@ class TextEngine:
                 f"the prompt has at least {least_tokens} tokens; allowed: at most {context_tokens}"
             )
 
+    def guides(self, params: SamplingParams) -> Guides | None:
+        """What `params` demand of an answer, compiled; none if nothing. May take a second when it is new, and
+        any thread may call it. Raises `RequestError` for what cannot be enforced."""
+        if params.constraint is None and params.thinking is None:
+            return None
+        if self._guides_of is None:
+            raise RequestError(f"{self.name} was loaded without grammars: no constraint can be enforced")
+        return self._guides_of(params)
+
     def open(
-        self, request: Request, prompt_ids: list[int], *, streams: bool = True, deadline: int | None = None
+        self,
+        request: Request,
+        prompt_ids: list[int],
+        *,
+        streams: bool = True,
+        deadline: int | None = None,
+        guides: Guides | None = None,
     ) -> None:
         """Queue a request whose prompt `encode` made into `prompt_ids`. Raises like `Engine.add`.
 
         `streams` false: each choice sends its tokens in one event at its end, which costs less.
-        `deadline`: the request's, as a number that grows with time: the caller has the clock.
+        `deadline`: the request's, as a number that grows with time: the caller has the clock. `guides`: what
+        `self.guides` said, if that was asked before, in another thread.
         """
         params = request.sampling
         StopStrings(params.stop)  # refuses what it refuses now, before anything is queued
+        if guides is None:
+            guides = self.guides(params)
         seed = self._seeds.draw() if params.seed is None else params.seed
         salt = request.cache_salt.encode("utf-8", "surrogatepass")
-        standing = Standing(request.priority, request.tenant, salt, deadline)
-        self.engine.add(
-            request.request_id, prompt_ids, params, seed=seed, standing=standing, resume=request.resume
-        )
-        self._streams[request.request_id] = streams
+        standing = Standing(request.priority, request.tenant, salt, deadline, request.background)
+        unfinished = params.n - sum(given is None for given in request.resume)
+        opened = _OpenRequest(streams, unfinished, () if guides is None else guides.warnings)
+        if params.prompt_logprobs is not None:
+            opened.scoring = self._score_prompt(request.request_id, prompt_ids, params.prompt_logprobs)
+        try:
+            self.engine.add(
+                request.request_id, prompt_ids, params,
+                seed=seed, standing=standing, resume=request.resume, guides=guides,
+            )  # fmt: skip
+        except Exception:
+            self._drop_scoring(opened)
+            raise
+        self._requests[request.request_id] = opened
+
+    def _score_prompt(self, request_id: str, prompt_ids: list[int], top_k: int) -> str:
+        """Begin to score a request's prompt, under an id that no request can have."""
+        number = f"{request_id}\0prompt"
+        self._scoring[number] = _Scoring(request_id, prompt_ids)
+        if len(prompt_ids) > 1:  # a single token comes after nothing
+            try:
+                self.engine.add_score(number, prompt_ids, top_k=top_k)
+            except Exception:
+                del self._scoring[number]
+                raise
+        return number
+
+    def _drop_scoring(self, opened: _OpenRequest) -> None:
+        if opened.scoring is not None and self._scoring.pop(opened.scoring, None) is not None:
+            self.engine.abort(opened.scoring)
 
     def open_score(self, request_id: str, token_ids: list[int], *, top_k: int = 0) -> None:
         """Queue tokens to be scored; `ScoresEvent`s follow. Raises like `Engine.add_score`."""
@@ -179,32 +265,63 @@ class TextEngine:
         try:
             outputs = self.engine.step()
         except Exception:
-            self._choices.clear()  # the engine dropped every request
-            self._streams.clear()
+            self._clear()  # the engine dropped every request
             raise
         events: list[Event | ScoresEvent] = []
         for output in outputs:
             if output.scores is not None:
                 sequence = output.sequence
-                events.append(
-                    ScoresEvent(sequence.request_id, output.scores, sequence.finish_reason is not None)
-                )
+                done = sequence.finish_reason is not None
+                events.append(ScoresEvent(sequence.request_id, output.scores, done))
             else:
                 self._take(output, events)
-        return events
+        return self._in_order(events) if self._scoring else events
+
+    def _in_order(self, events: list[Event | ScoresEvent]) -> list[Event | ScoresEvent]:
+        """Put the log-probabilities of each prompt before all else of its request."""
+        ordered: list[Event | ScoresEvent] = []
+        for event in events:
+            if isinstance(event, ScoresEvent) and event.request_id in self._scoring:
+                self._scoring[event.request_id].add(event.scores)
+                if event.done:
+                    ordered += self._scored(event.request_id)
+                continue
+            opened = self._requests.get(event.request_id)
+            number = f"{event.request_id}\0prompt" if opened is None else opened.scoring
+            scoring = None if number is None else self._scoring.get(number)
+            if scoring is None:
+                ordered.append(event)
+                continue
+            scoring.held.append(event)
+            if len(scoring.prompt_ids) == 1 and number is not None:
+                ordered += self._scored(number)
+        return ordered
+
+    def _scored(self, number: str) -> list[Event | ScoresEvent]:
+        scoring = self._scoring.pop(number)
+        return [PromptEvent(scoring.request_id, tuple(scoring.logprobs)), *scoring.held]
 
     def abort(self, request_id: str) -> None:
         """Drop a request; no more events come of it. One that is not open is no error."""
-        if self._streams.pop(request_id, None) is not None:
+        opened = self._requests.pop(request_id, None)
+        if opened is not None:
+            self._drop_scoring(opened)
             for sequence in self.engine.open_choices(request_id):
                 self._choices.pop(sequence.number, None)
+        elif (number := f"{request_id}\0prompt") in self._scoring:  # answered, but not yet scored
+            del self._scoring[number]
+            self.engine.abort(number)
         self.engine.abort(request_id)
 
     def abort_all(self) -> None:
         """Drop every request."""
-        self._choices.clear()
-        self._streams.clear()
+        self._clear()
         self.engine.abort_all()
+
+    def _clear(self) -> None:
+        self._choices.clear()
+        self._requests.clear()
+        self._scoring.clear()
 
     def _take(self, output: Output, events: list[Event | ScoresEvent]) -> None:
         """Turn one sampled token into what is to be said about it now, if anything."""
@@ -212,7 +329,7 @@ class TextEngine:
         request_id = sequence.request_id
         choice = self._choices.get(sequence.number)
         if choice is None:
-            choice = _OpenChoice(self.tokenizer, sequence, streams=self._streams[request_id])
+            choice = _OpenChoice(self.tokenizer, sequence, streams=self._requests[request_id].streams)
             self._choices[sequence.number] = choice
         if choice.flows and sequence.finish_reason is None:
             events.append(choice.flow(output))
@@ -232,15 +349,21 @@ class TextEngine:
         reason, stop_reason = sequence.finish_reason, sequence.stop_reason
         assert reason is not None
         # The token that ends an answer is no text, unless asked for; a stop string was cut off already.
-        by_token = reason == "stop" and choice.text.stop_string is None
+        by_token = sequence.ended_by_token and choice.text.stop_string is None
         choice.decode(without_last=by_token and not sequence.params.include_stop_str_in_output)
         choice.text.finish()
         if choice.text.stop_string is not None:  # also when the last token allowed completed it
             reason, stop_reason = "stop", choice.text.stop_string
         events.append(choice.event(sequence.request_id, sequence.choice))
-        usage = Usage(sequence.prompt, choice.total, sequence.cached or 0)
-        done = DoneEvent(sequence.request_id, sequence.choice, reason, stop_reason, sequence.seed, usage)
+        thoughts = 0 if sequence.guide is None else sequence.guide.thought_tokens
+        usage = Usage(sequence.prompt, choice.total, sequence.cached or 0, thoughts)
+        opened = self._requests[sequence.request_id]
+        done = DoneEvent(
+            sequence.request_id, sequence.choice, reason, stop_reason, sequence.seed, usage,
+            warnings=opened.warnings,
+        )  # fmt: skip
         events.append(done)
         del self._choices[sequence.number]
-        if not self.engine.open_choices(sequence.request_id):
-            self._streams.pop(sequence.request_id, None)
+        opened.unfinished -= 1
+        if not opened.unfinished:
+            del self._requests[sequence.request_id]

@@ -59,10 +59,16 @@ class WaitingQueue:
         self._floor = 0  # what a tenant that comes (back) has been given at least: idle time earns nothing
         self._matches: dict[int, tuple[int, Match]] = {}  # by number: the step it was made in, and the match
         self._count = 0
+        self._background = 0  # of these
         self._tokens = 0
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def foreground(self) -> int:
+        """How many wait that are not in the background."""
+        return self._count - self._background
 
     def __iter__(self) -> Iterator[Sequence]:
         """All that wait, in order of arrival."""
@@ -88,6 +94,7 @@ class WaitingQueue:
         insort(tenant.line, sequence, key=_place)
         insort(tenant.arrivals, sequence, key=_number)
         self._count += 1
+        self._background += sequence.background
         self._tokens += sequence.known
 
     def remove(self, sequence: Sequence) -> None:
@@ -97,6 +104,7 @@ class WaitingQueue:
             del line[bisect_left(line, key(sequence), key=key)]
         self._matches.pop(sequence.number, None)
         self._count -= 1
+        self._background -= sequence.background
         self._tokens -= sequence.known
 
     def started(self, sequence: Sequence) -> None:
@@ -116,15 +124,20 @@ class WaitingQueue:
         known = self._tenants.get(tenant)
         return 0 if known is None else known.served
 
-    def next(self, step: int, passed: Set[int]) -> tuple[Sequence, Match | None] | None:
+    def next(
+        self, step: int, passed: Set[int], *, background: bool = True
+    ) -> tuple[Sequence, Match | None] | None:
         """The sequence to admit now, with its known prefix (none if it has a table or wants scores).
 
-        Of the sequences whose number is in `passed`, or whose leader computes their prompt, none.
+        Of the sequences whose number is in `passed`, or whose leader computes their prompt, none; of those in
+        the background none unless `background`.
         """
+        if not background and not self.foreground:
+            return None
         self._tidy()
         best: tuple[tuple[int, int, str], Sequence] | None = None
         for name, tenant in self._tenants.items():
-            found = self._best_of(tenant, step, passed)
+            found = self._best_of(tenant, step, passed, background)
             if found is None:
                 continue
             rank, sequence = found
@@ -135,9 +148,14 @@ class WaitingQueue:
             return None
         return best[1], self._match(best[1], step, fresh=True)
 
-    def _best_of(self, tenant: _Tenant, step: int, passed: Set[int]) -> tuple[_Rank, Sequence] | None:
-        ready = (s for s in tenant.line if s.leader is None and s.number not in passed)
-        oldest = (s for s in tenant.arrivals if s.leader is None and s.number not in passed)
+    def _best_of(
+        self, tenant: _Tenant, step: int, passed: Set[int], background: bool
+    ) -> tuple[_Rank, Sequence] | None:
+        def is_ready(s: Sequence) -> bool:
+            return s.leader is None and s.number not in passed and (background or not s.background)
+
+        ready = filter(is_ready, tenant.line)
+        oldest = filter(is_ready, tenant.arrivals)
         ranked = [(self._rank(s, step), s) for s in (*islice(ready, _WINDOW), *islice(oldest, 1))]
         return min(ranked, key=lambda pair: pair[0]) if ranked else None
 

@@ -16,7 +16,7 @@ class Answer:
 
     __slots__ = (
         "_arrived_s", "_loop", "_mailbox", "_prompt_ids", "_sampling", "_waiter", "closed", "given", "key",
-        "open_choices", "progressed", "request", "resent", "sent", "strikes", "waiting",
+        "open_choices", "progressed", "request", "resent", "scored", "sent", "strikes", "waiting",
     )  # fmt: skip
 
     def __init__(self, key: str, request: Request, prompt_ids: list[int], seed: int) -> None:
@@ -35,6 +35,7 @@ class Answer:
         self.open_choices = sum(tokens is not None for tokens in self.given)
         self.waiting = not any(self.given)  # for its first token
         self.sent = False  # to the worker that runs now
+        self.scored = False  # its prompt's log-probabilities were given
         self.resent = False  # a worker died that had it
         self.progressed = False  # something came of it since it was sent
         self.strikes = 0  # workers in a row that died after it was sent, before anything came of it
@@ -54,6 +55,7 @@ class Answer:
         return Open(
             self.key, self._prompt_ids, self._sampling, request.priority, request.tenant,
             request.cache_salt, deadline_ms, resume if any(tokens != () for tokens in resume) else (),
+            request.background, request.pooling,
         )  # fmt: skip
 
     def put(self, item: Event | Exception) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import zmq
 
 from stoker.api.errors import EngineError, QueueFullError, RequestError, StokerError, UnavailableError
-from stoker.api.events import DoneEvent, Event, TokensEvent, Usage
+from stoker.api.events import DoneEvent, EmbeddingEvent, Event, PromptEvent, TokensEvent
 from stoker.api.protocols import ModelCard, SeedSource
 from stoker.api.request import Prompt, Request
 from stoker.api.stats import EngineStats
@@ -33,7 +33,9 @@ from stoker.process.messages import (
     Report,
     Stats,
     StatsQuery,
+    unpack_done,
     unpack_error,
+    unpack_logprobs,
     unpack_scored,
 )
 from stoker.process.options import ProcessOptions
@@ -156,6 +158,11 @@ class ProcessEndpoint:
     def has_chat_template(self) -> bool:
         """False for a base model."""
         return self._prompts.has_chat_template
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's template; none for a base model."""
+        return self.tokenizer.chat_template or None
 
     @property
     def open_requests(self) -> int:
@@ -347,14 +354,24 @@ class ProcessEndpoint:
             if not answer.progressed:
                 self._on_progress(answer)
             answer.put(unpack_scored(answer.request.request_id, scored))
-        for key, choice, reason, stop_reason, seed, prompt, completion, cached, queue_ms in report.done:
-            answer = answers.get(key)
-            if answer is None:
-                continue
-            usage = Usage(prompt, completion, cached)
-            done = DoneEvent(answer.request.request_id, choice, reason, stop_reason, seed, usage, queue_ms)
-            if answer.complete(done):
+        if report.prompts or report.embeddings:
+            self._on_prompts(report)
+        for row in report.done:
+            answer = answers.get(row[0])
+            if answer is not None and answer.complete(unpack_done(answer.request.request_id, row)):
                 self._forget(answer)
+
+    def _on_prompts(self, report: Events) -> None:
+        """What is said of prompts, and not of a choice."""
+        for key, logprobs in report.prompts:
+            answer = self._answers.get(key)
+            if answer is not None and not answer.scored:  # a worker that starts again scores again
+                answer.scored = True
+                answer.put(PromptEvent(answer.request.request_id, unpack_logprobs(logprobs)))
+        for key, vector in report.embeddings:
+            answer = self._answers.get(key)
+            if answer is not None:
+                answer.put(EmbeddingEvent(answer.request.request_id, vector))
 
     def _on_progress(self, answer: Answer) -> None:
         """The first that came of it since it was sent."""

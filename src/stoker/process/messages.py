@@ -13,13 +13,13 @@ import msgspec
 
 from stoker.api import errors
 from stoker.api.errors import EngineError, QueueFullError, StokerError
-from stoker.api.events import DoneEvent, Event, FinishReason, TokenLogprob, TokensEvent
-from stoker.api.request import SamplingParams
+from stoker.api.events import DoneEvent, Event, FinishReason, PromptEvent, TokenLogprob, TokensEvent, Usage
+from stoker.api.request import Pooling, SamplingParams
 from stoker.api.stats import EngineStats
 
 # Raised with every change of a message. Both sides come from one installation, unless it was upgraded under a
 # running server: then a restarted worker is of another version, and is refused instead of misread.
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -55,6 +55,8 @@ class Open(msgspec.Struct, array_like=True, tag=1, frozen=True):
     cache_salt: str
     deadline_ms: int | None  # what is left of it when this is sent
     resume: tuple[tuple[int, ...] | None, ...]
+    background: bool
+    pooling: Pooling | None
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -91,8 +93,11 @@ class Ready(msgspec.Struct, array_like=True, tag=11, frozen=True):
 TokenRow = tuple[str, int, tuple[int, ...], str]  # key, choice, token ids, text
 LogprobRow = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, logprob, likeliest
 ScoredRow = tuple[str, int, tuple[int, ...], str, tuple[LogprobRow, ...]]
-# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, time in the queue
-DoneRow = tuple[str, int, FinishReason, str | int | None, int, int, int, int, float | None]
+# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, of thoughts, time in the
+# queue, warnings
+DoneRow = tuple[
+    str, int, FinishReason, str | int | None, int, int, int, int, int, float | None, tuple[str, ...]
+]
 
 
 class Events(msgspec.Struct, array_like=True, tag=12, frozen=True):
@@ -101,6 +106,8 @@ class Events(msgspec.Struct, array_like=True, tag=12, frozen=True):
     rows: list[TokenRow]
     scored: list[ScoredRow]  # token rows with log-probabilities
     done: list[DoneRow]
+    prompts: list[tuple[str, tuple[LogprobRow, ...]]] = []  # key, log-probabilities of its prompt
+    embeddings: list[tuple[str, tuple[float, ...]]] = []  # key, vector
 
 
 class Failed(msgspec.Struct, array_like=True, tag=13, frozen=True):
@@ -157,15 +164,26 @@ def pack_events(events: list[Event]) -> Events:
     rows: list[TokenRow] = []
     scored: list[ScoredRow] = []
     done: list[DoneRow] = []
+    prompts: list[tuple[str, tuple[LogprobRow, ...]]] = []
+    embeddings: list[tuple[str, tuple[float, ...]]] = []
     for event in events:
-        if isinstance(event, DoneEvent):
+        if isinstance(event, TokensEvent):
+            if event.logprobs is None:
+                rows.append((event.request_id, event.choice, event.token_ids, event.text))
+            else:
+                logprobs = _logprob_rows(event.logprobs)
+                scored.append((event.request_id, event.choice, event.token_ids, event.text, logprobs))
+        elif isinstance(event, DoneEvent):
             done.append(pack_done(event))
-        elif event.logprobs is None:
-            rows.append((event.request_id, event.choice, event.token_ids, event.text))
+        elif isinstance(event, PromptEvent):
+            prompts.append((event.request_id, _logprob_rows(event.logprobs)))
         else:
-            logprobs = tuple((one.token_id, one.logprob, one.top) for one in event.logprobs)
-            scored.append((event.request_id, event.choice, event.token_ids, event.text, logprobs))
-    return Events(rows, scored, done)
+            embeddings.append((event.request_id, event.vector))
+    return Events(rows, scored, done, prompts, embeddings)
+
+
+def _logprob_rows(logprobs: tuple[TokenLogprob, ...]) -> tuple[LogprobRow, ...]:
+    return tuple((one.token_id, one.logprob, one.top) for one in logprobs)
 
 
 def pack_done(event: DoneEvent) -> DoneRow:
@@ -173,14 +191,24 @@ def pack_done(event: DoneEvent) -> DoneRow:
     usage = event.usage
     return (
         event.request_id, event.choice, event.finish_reason, event.stop_reason, event.seed,
-        usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
-        event.queue_ms,
+        usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens,
+        event.queue_ms, event.warnings,
     )  # fmt: skip
+
+
+def unpack_done(request_id: str, row: DoneRow) -> DoneEvent:
+    """The end of a choice, under the name that the parent's caller gave its request."""
+    _, choice, reason, stop_reason, seed, prompt, completion, cached, thoughts, queue_ms, warnings = row
+    usage = Usage(prompt, completion, cached, thoughts)
+    return DoneEvent(request_id, choice, reason, stop_reason, seed, usage, queue_ms, warnings)
 
 
 def unpack_scored(request_id: str, row: ScoredRow) -> TokensEvent:
     """A token event with log-probabilities, under the name that the parent's caller gave it."""
     _, choice, token_ids, text, logprobs = row
-    return TokensEvent(
-        request_id, choice, token_ids, text, tuple(TokenLogprob(*logprob) for logprob in logprobs)
-    )
+    return TokensEvent(request_id, choice, token_ids, text, unpack_logprobs(logprobs))
+
+
+def unpack_logprobs(rows: tuple[LogprobRow, ...]) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities as they were."""
+    return tuple(TokenLogprob(*row) for row in rows)

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stoker.api.chat import Chat, Message
 from stoker.api.errors import PromptTooLongError, RequestError
-from stoker.api.request import Message, Prompt
+from stoker.api.request import Prompt
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.gguf import GGUFFile
 
@@ -51,32 +52,29 @@ class PromptEncoder:
         if isinstance(prompt, str):
             self._refuse_if_surely_too_long(prompt)
             return self.tokenizer.encode(prompt)
-        if not prompt or not isinstance(prompt[0], Message):
+        chat = as_chat(prompt, add_generation_prompt=add_generation_prompt)
+        if chat is None:
+            assert isinstance(prompt, tuple)
             return self._checked(prompt)
         if not self.has_chat_template:
             raise RequestError(
                 f"{self._name} has no chat template; allowed: a prompt of text or token ids",
                 hint="use the completions path with the whole text",
             )
-        messages = [
-            {"role": message.role, "content": message.content}
-            for message in prompt
-            if isinstance(message, Message)
-        ]
+        from stoker.tokenizer.chat import chat_values
+
         template = self._compiled()
         started_s = time.perf_counter()
-        ids = template.encode(messages, add_generation_prompt=add_generation_prompt)
-        if sum(len(message["content"]) for message in messages) <= _INLINE_CHARS:
+        ids = template.encode(**chat_values(chat))
+        if _chars(chat) <= _INLINE_CHARS:
             self._template_is_slow = time.perf_counter() - started_s > _SLOW_S
         return ids
 
     def _is_quick(self, prompt: Prompt) -> bool:
         if isinstance(prompt, str):
             return len(prompt) <= _INLINE_CHARS
-        if not prompt or not isinstance(prompt[0], Message):
-            return True
-        chars = sum(len(message.content) for message in prompt if isinstance(message, Message))
-        return not self._template_is_slow and chars <= _INLINE_CHARS
+        chat = as_chat(prompt)
+        return chat is None or (not self._template_is_slow and _chars(chat) <= _INLINE_CHARS)
 
     def _compiled(self) -> ChatTemplate:
         with self._lock:
@@ -109,6 +107,22 @@ class PromptEncoder:
             raise PromptTooLongError(
                 f"the prompt has at least {least_tokens} tokens; allowed: at most {self.context_tokens}"
             )
+
+
+def as_chat(prompt: Prompt, *, add_generation_prompt: bool = True) -> Chat | None:
+    """A prompt of messages as a conversation; none for text and token ids. A `Chat` is taken as it is."""
+    if isinstance(prompt, Chat):
+        return prompt
+    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Message):
+        return None
+    messages = tuple(message for message in prompt if isinstance(message, Message))
+    return Chat(messages, add_generation_prompt=add_generation_prompt)
+
+
+def _chars(chat: Chat) -> int:
+    return sum(len(message.content) for message in chat.messages) + sum(
+        len(tool.parameters) + len(tool.description) for tool in chat.tools
+    )
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

@@ -27,6 +27,8 @@ from stoker.api.events import DoneEvent, Event, Usage
 from stoker.api.request import SEEDS, Request
 from stoker.engine.load import LoadOptions, load_text_engine
 from stoker.engine.text import ScoresEvent, TextEngine
+from stoker.grammar.guide import Guides
+from stoker.process.compiling import CompilingRequests
 from stoker.process.messages import (
     PROTOCOL,
     Abort,
@@ -48,6 +50,7 @@ Load = Callable[[str, LoadOptions], TextEngine]
 END_OF_PARENT = 0  # exit statuses, for whoever reads a log
 FAILED = 3
 _SAVED_AT_ONCE = 8  # blocks, each some hundred KB: a request that comes meanwhile waits a few milliseconds
+_COMPILING_POLL_MS = 1  # how often an idle worker looks whether a grammar is ready
 _LAST_WORDS_MS = 2000  # how long the last message may take to leave
 
 
@@ -115,11 +118,14 @@ class Worker:
         # Requests with a deadline and without a token: when it passes, and what their end will say.
         self._due: dict[str, tuple[float, Open]] = {}
         self._queues = QueueTimes()
+        self._compiling = CompilingRequests(engine.guides)
         self._ending = False
 
     def run(self) -> None:
         """Until `Shutdown`. Raises what a failed step raises: its requests go to a new worker."""
         while self._take_commands():
+            if self._compiling:
+                self._open_compiled()
             if self._due:
                 self._abort_late()
             if self._engine.busy:
@@ -151,10 +157,14 @@ class Worker:
             frame = None
         return False
 
-    def _idle(self) -> bytes:
-        """Save prefixes while nothing else waits; the next command."""
+    def _idle(self) -> bytes | None:
+        """Save prefixes while nothing else waits; the next command, or none once there is something to do."""
         while not self._socket.poll(0) and self._engine.engine.save_prefixes(_SAVED_AT_ONCE):
             pass
+        while self._compiling and not self._socket.poll(_COMPILING_POLL_MS):
+            self._open_compiled()
+            if self._engine.busy:
+                return None
         return self._socket.recv()
 
     def _obey(self, command: Command) -> None:
@@ -163,22 +173,35 @@ class Worker:
         elif isinstance(command, Abort):
             self._due.pop(command.key, None)
             self._queues.forget(command.key)
+            self._compiling.forget(command.key)
             self._engine.abort(command.key)
         elif isinstance(command, Shutdown):
             self._ending = True
         else:
             self._send(Stats(self._engine.engine.stats()))
 
-    def _open(self, command: Open) -> None:
+    def _open_compiled(self) -> None:
+        for command, guides in self._compiling.take():
+            if isinstance(guides, StokerError):
+                self._send(Failed(command.key, pack_error(guides)))
+            else:
+                self._open(command, guides)
+
+    def _open(self, command: Open, guides: Guides | None = None) -> None:
+        sampling = command.sampling
+        if guides is None and (sampling.constraint is not None or sampling.thinking is not None):
+            self._compiling.add(command)
+            return
         request = Request(
             command.key, (), command.sampling, priority=command.priority, tenant=command.tenant,
-            cache_salt=command.cache_salt, resume=command.resume,
+            cache_salt=command.cache_salt, resume=command.resume, background=command.background,
+            pooling=command.pooling,
         )  # fmt: skip
         due_s = None if command.deadline_ms is None else time.monotonic() + command.deadline_ms / 1000
         # The engine gets a number that grows with time, and never asks what time it is.
         deadline = None if due_s is None else int(due_s * 1000)
         try:
-            self._engine.open(request, command.prompt_ids, deadline=deadline)
+            self._engine.open(request, command.prompt_ids, deadline=deadline, guides=guides)
         except StokerError as error:
             self._send(Failed(command.key, pack_error(error)))
             return

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from stoker.api.chat import Message
 from stoker.api.errors import RequestError
-from stoker.api.request import Message, SamplingParams
+from stoker.api.request import SamplingParams
 from stoker.server.errors import refuse
 from stoker.server.schemas import ChatMessage, GenerationFields
 

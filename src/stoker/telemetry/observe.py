@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from stoker.api.events import DoneEvent, Event, FinishReason
+from stoker.api.events import DoneEvent, Event, FinishReason, TokensEvent
 from stoker.api.protocols import Endpoint, ModelCard, ModelHost, ServedModel
 from stoker.api.request import Prompt, Request
 from stoker.api.stats import EngineStats
@@ -93,7 +93,7 @@ class ObservedEndpoint:
         error: BaseException | None = None
         try:
             async for event in events:
-                if texts and not isinstance(event, DoneEvent):
+                if texts and isinstance(event, TokensEvent):
                     texts[event.choice] += event.text
                 if watch.see(event, self._clock):
                     # Before the last event is handed on: many a reader does not ask for what follows it.
@@ -143,6 +143,8 @@ class _Stopwatch:
         if isinstance(event, DoneEvent):
             self.done.append(event)
             return len(self.done) == self.request.sampling.n
+        if not isinstance(event, TokensEvent):
+            return False
         count = len(event.token_ids)
         if not count:  # text that was held back
             return False
@@ -218,6 +220,11 @@ class ObservedModel:
     def generate(self, request: Request) -> AsyncIterator[Event]:
         """Answer `request`; see `stoker.api.protocols.Endpoint`."""
         return self._endpoint.generate(request)
+
+    @property
+    def chat_template(self) -> str | None:
+        """As the model has it."""
+        return self._model.chat_template
 
     async def encode(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> list[int]:
         """As the model does it."""

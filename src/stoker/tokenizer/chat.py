@@ -8,12 +8,14 @@ it is tokenized exactly as if nothing had happened.
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoker.api.errors import TemplateError
+from stoker.api.chat import Chat, Message
+from stoker.api.errors import RequestError, TemplateError
 from stoker.tokenizer.partition import Span, merge_spans
 from stoker.tokenizer.sandbox import TemplateLimits, compile_template
 from stoker.tokenizer.tokenizer import Tokenizer
@@ -138,6 +140,63 @@ class ChatTemplate:
                     spans.append((begin, at))
                     break
         return merge_spans(spans)
+
+
+def chat_values(chat: Chat) -> dict[str, Any]:
+    """The arguments of `ChatTemplate.encode` for a conversation, in the words that templates know.
+
+    Raises `RequestError` for a tool's parameters or a call's arguments that are not JSON.
+    """
+    values: dict[str, Any] = {
+        "messages": [message_value(message) for message in chat.messages],
+        "add_generation_prompt": chat.add_generation_prompt,
+    }
+    if chat.tools:
+        values["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": _json(f"parameters of tool {tool.name}", tool.parameters),
+                },
+            }
+            for tool in chat.tools
+        ]
+    if chat.variables:
+        values["variables"] = chat.variables
+    return values
+
+
+def message_value(message: Message) -> dict[str, Any]:
+    """A message as templates know it; only the fields that it has."""
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        value["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": _json(f"arguments of the call of {call.name}", call.arguments),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        value["tool_call_id"] = message.tool_call_id
+    if message.name:
+        value["name"] = message.name
+    if message.reasoning:
+        value["reasoning_content"] = message.reasoning
+    return value
+
+
+def _json(what: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the {what} are not JSON: {error}; they are {text!r:.80}") from None
 
 
 def encode_chat(

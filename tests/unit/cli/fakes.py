@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stoker.api.request import Message
+from stoker.api.chat import Message
 from stoker.cli.talk import Talker
 from stoker.llm import Piece
 

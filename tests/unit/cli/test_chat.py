@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stoker.api.chat import Message
 from stoker.api.errors import PromptTooLongError
-from stoker.api.request import Message
 from stoker.cli import chat as chat_module
 from stoker.cli.chat import chat
 from stoker.cli.interrupt import SingleInterrupt

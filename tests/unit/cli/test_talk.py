@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from stoker.api.chat import Message
 from stoker.api.errors import EngineError, PromptTooLongError
-from stoker.api.request import Message
 
 from .fakes import FAILURE, ScriptedModel
 

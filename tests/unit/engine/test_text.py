@@ -263,4 +263,4 @@ def test_abort_leaves_no_trace() -> None:
     assert not engine.busy
     engine.engine.check()
     assert engine._choices == {}
-    assert engine._streams == {}
+    assert engine._requests == {}

@@ -25,6 +25,7 @@ from tests.unit.process.serving import (
     write_model,
 )
 
+from stoker.api.chat import Message
 from stoker.api.errors import (
     EngineError,
     ModelFormatError,
@@ -33,7 +34,7 @@ from stoker.api.errors import (
     RequestError,
     UnavailableError,
 )
-from stoker.api.request import Message, Request, SamplingParams
+from stoker.api.request import Request, SamplingParams
 from stoker.engine.load import LoadOptions
 from stoker.process import ProcessEndpoint, ProcessOptions
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from stoker.api import errors
+from stoker.api.constraint import Constraint, Tag, Tags, Thinking
 from stoker.api.errors import EngineError, PromptTooLongError, QueueFullError, RequestError, StokerError
 from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
 from stoker.api.request import SamplingParams
@@ -67,9 +68,11 @@ def test_a_request_keeps_every_parameter() -> None:
         temperature=0.5, top_k=7, top_p=0.25, min_p=0.125, typical_p=0.75, repetition_penalty=1.5,
         frequency_penalty=-0.5, presence_penalty=0.25, logit_bias={3: -math.inf, 5: 2.0}, seed=(1 << 64) - 1,
         stop=("a", "\n\n"), stop_token_ids=(9,), include_stop_str_in_output=True, ignore_eos=True,
-        min_tokens=2, max_tokens=100, logprobs=3, n=2,
+        min_tokens=2, max_tokens=100, logprobs=3, n=2, prompt_logprobs=2, skip_special_tokens=False,
+        constraint=Constraint("tags", tags=Tags((Tag("<a>", "{}", "</a>"),), ("<a>",), text=True, most=3)),
+        thinking=Thinking("<think>", "</think>", True, 100),
     )  # fmt: skip
-    opened = Open("17", [1, 2, 3], sampling, -5, "tenant", "salt", 250, ((1, 2), None))
+    opened = Open("17", [1, 2, 3], sampling, -5, "tenant", "salt", 250, ((1, 2), None), True, "mean")
     assert through_command(opened) == opened
     for command in (Abort("17"), StatsQuery(), Shutdown()):
         assert through_command(command) == command
@@ -81,7 +84,7 @@ def test_events_keep_their_values() -> None:
         TokensEvent("1", 0, (7,), "é"),
         TokensEvent("2", 3, (4, 6), "", logprobs),
         DoneEvent("1", 0, "stop", "STOP", (1 << 64) - 1, Usage(5, 6, 4)),
-        DoneEvent("2", 3, "stop", 17, 0, Usage(5, 6)),
+        DoneEvent("2", 3, "stop", 17, 0, Usage(5, 6, 0, 4), warnings=("a", "b")),
         DoneEvent("3", 0, "length", None, 0, Usage(5, 6)),
     ]
     report = through_report(pack_events(there))

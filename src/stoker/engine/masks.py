@@ -1,0 +1,70 @@
+"""Which tokens may come next, worked out beside the forward pass: both are native code and hold no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListOf
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+
+from stoker.api.errors import StokerError
+from stoker.engine.plan import Chunk
+from stoker.engine.sequence import Sequence
+from stoker.grammar.guide import Guide, MaskRow, mask_words
+
+
+class Masks:
+    """One mask for each sequence of a step that its guide has a say in. `begin`, run the model, `end`."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._words = mask_words(vocabulary)
+        self._thread: Thread | None = None  # made for the first guide; most engines see none
+        self._asked: SimpleQueue[list[tuple[Guide, MaskRow]]] = SimpleQueue()
+        self._filled: SimpleQueue[list[Exception | None]] = SimpleQueue()
+        self._wanted: list[Sequence] = []
+        self._rows = np.zeros((0, self._words), np.uint32)
+
+    def begin(self, chunks: ListOf[Chunk], sequences: ListOf[Sequence]) -> None:
+        """Start to fill the masks of the sequences that get a token from this step."""
+        for sequence, chunk in zip(sequences, chunks, strict=True):
+            guide = sequence.guide
+            if guide is not None and chunk[3] and not guide.free and not guide.forced:
+                self._wanted.append(sequence)
+        if not self._wanted:
+            return
+        if len(self._rows) < len(self._wanted):
+            self._rows = np.zeros((len(self._wanted), self._words), np.uint32)
+        if self._thread is None:
+            self._thread = Thread(target=_fill, args=(self._asked, self._filled), name="masks", daemon=True)
+            self._thread.start()
+        guides = [sequence.guide for sequence in self._wanted if sequence.guide is not None]
+        self._asked.put(list(zip(guides, self._rows, strict=False)))
+
+    def end(self) -> dict[int, MaskRow | StokerError]:
+        """By sequence number its mask, [words], valid until the next `begin`; or why it has none, which ends
+        that choice only. Raises what is nobody's fault but ours."""
+        if not self._wanted:
+            return {}
+        wanted, self._wanted = self._wanted, []
+        masks: dict[int, MaskRow | StokerError] = {}
+        for sequence, row, error in zip(wanted, self._rows, self._filled.get(), strict=False):
+            if error is not None and not isinstance(error, StokerError):
+                raise error
+            masks[sequence.number] = row if error is None else error
+        return masks
+
+
+def _fill(
+    asked: SimpleQueue[list[tuple[Guide, MaskRow]]], filled: SimpleQueue[list[Exception | None]]
+) -> None:
+    while True:
+        errors: list[Exception | None] = []
+        for guide, row in asked.get():
+            try:
+                guide.fill_mask(row)
+            except Exception as error:  # raised or noted by `end`, in the engine's thread
+                errors.append(error)
+            else:
+                errors.append(None)
+        filled.put(errors)
