@@ -98,7 +98,10 @@ class WorkerProcess:
 
         `load_options`: a `LoadOptions`. Raises `UnavailableError` if the process cannot be started.
         """
-        socket = context.socket(zmq.PAIR)
+        try:
+            socket = context.socket(zmq.PAIR)
+        except zmq.ZMQError as error:
+            raise UnavailableError(f"the engine's process cannot be started: {error}") from error
         socket.linger = 0
         socket.set_hwm(0)  # what may be open is bounded by max_waiting; a send never waits
         try:
@@ -115,7 +118,7 @@ class WorkerProcess:
             except BaseException:
                 _remove(folder)
                 raise
-        except OSError as error:  # zmq's errors are OSErrors too
+        except (OSError, zmq.ZMQBaseError) as error:  # most of zmq's errors are no OSErrors
             socket.close()
             raise UnavailableError(f"the engine's process cannot be started: {error}") from error
         except BaseException:

@@ -79,6 +79,7 @@ class ProcessEndpoint:
         self._command = command
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._created_s = int(path.stat().st_mtime) if path.exists() else 0
+        self._version = _version_of(path)
         self._facts: Ready | None = None  # of the last worker that was ready
         self._prompts = PromptEncoder(tokenizer, name=name, context_tokens=1)
         self._worker: WorkerProcess | None = None  # takes requests
@@ -396,7 +397,7 @@ class ProcessEndpoint:
         self._last_worker = worker
         facts = await worker.started()
         if facts.vocabulary != self.tokenizer.vocab_size:
-            worker.kill(UnavailableError(f"{self.path} was changed while it was served"))
+            worker.kill(self._was_changed())
             raise await worker.ended
         self._facts = facts
         self._prompts.context_tokens = facts.context_tokens
@@ -405,6 +406,13 @@ class ProcessEndpoint:
         return worker
 
     async def _supervise(self, worker: WorkerProcess) -> None:
+        try:
+            await self._keep_running(worker)
+        except Exception as error:  # a fault of ours: readers must not wait for what nobody brings
+            _LOG.exception("%s: its supervisor failed", self.name)
+            self._give_up(UnavailableError(f"{self.name} cannot be started again: {error}"))
+
+    async def _keep_running(self, worker: WorkerProcess) -> None:
         failures = 0
         while True:
             started_s = time.monotonic()
@@ -417,6 +425,10 @@ class ProcessEndpoint:
             _LOG.warning("%s: %s; %d open requests wait", self.name, reason.message, len(self._answers))
             replacement: WorkerProcess | None = None
             while replacement is None:
+                if _version_of(self.path) not in (self._version, None):
+                    # Another file's tokens must not follow those that were given.
+                    self._give_up(self._was_changed())
+                    return
                 if failures > self._options.max_restarts:
                     self._give_up(reason)
                     return
@@ -430,6 +442,11 @@ class ProcessEndpoint:
             worker = replacement
             self.restarts += 1
             self._send_waiting()
+
+    def _was_changed(self) -> UnavailableError:
+        return UnavailableError(
+            f"{self.path} was changed while it was served", hint="ask again: it is loaded anew"
+        )
 
     def _take_back(self) -> bool:
         """After a worker's death: whom to send again, suspects first. True if one was found guilty."""
@@ -469,3 +486,12 @@ class ProcessEndpoint:
         for answer in tuple(self._answers.values()):
             answer.fail(UnavailableError(self._down.message, hint=self._down.hint))
             self._forget(answer)
+
+
+def _version_of(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one that took its place; none if there is no file now."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
