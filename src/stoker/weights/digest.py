@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
@@ -16,13 +17,15 @@ def weights_digest(paths: Sequence[Path], *, remembered_in: Path | None = None) 
     """SHA-256 over the bytes of all files, in order, in hex: names weights and metadata alike.
 
     Hashing takes 65 ms per 100 MB, so the answer is kept in the folder `remembered_in` under the files'
-    paths, sizes, inodes and times of change: a file that is written to is hashed again. Raises OSError if a
-    file cannot be read; a folder that cannot be written is no error.
+    paths, sizes, devices, inodes and times of change: a file that is written to is hashed again, also where
+    the time of its content was set back (`ctime` cannot be). Raises OSError if a file cannot be read; a
+    folder that cannot be written is no error.
     """
     facts = []
     for path in paths:
         found = path.stat()
-        facts.append([str(path.resolve()), found.st_size, found.st_ino, found.st_mtime_ns])
+        place = [str(path.resolve()), found.st_size, found.st_dev, found.st_ino]
+        facts.append([*place, found.st_mtime_ns, found.st_ctime_ns])
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     note = None if remembered_in is None else remembered_in / f"{key}.sha256"
     if note is not None and (known := _read(note)) is not None:
@@ -53,4 +56,5 @@ def _write(note: Path, digest: str) -> None:
         part.write_text(digest + "\n", "ascii")
         part.replace(note)
     except OSError:  # not remembered, then: the next start hashes again
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a file where a folder should be, a file system that is read-only
+            part.unlink()
