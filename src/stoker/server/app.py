@@ -18,6 +18,7 @@ from stoker.server.auth import Hosts, Keys
 from stoker.server.chat import chat_endpoint
 from stoker.server.completions import completions_endpoint
 from stoker.server.errors import ClientGone, Problem, problem_of
+from stoker.server.files import file_routes
 from stoker.server.health import Health, Metrics, Stats, Version
 from stoker.server.http import Handler, Receive, Scope, Send, answer_problem, request_id
 from stoker.server.messages import CountTokens, Messages, answer_messages_problem, speaks_messages
@@ -70,6 +71,7 @@ def build_app(
 
 def _routes(service: Service) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [
+        *file_routes(service),
         Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
         Route("/v1/messages", Messages(service), methods=["POST"]),

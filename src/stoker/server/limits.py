@@ -84,8 +84,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """From here the body's time runs."""
         self._in_header = False
         self._header_bytes = 0
-        self._time_out_after(self._options.header_timeout_s + self._options.body_timeout_s + _GRACE_S)
         super().on_headers_complete()
+        # A form is an upload, and watched by its handler; it has longer than a body that is held in memory.
+        is_form = any(
+            name == b"content-type" and value.lower().startswith(b"multipart/form-data")
+            for name, value in self.headers
+        )
+        body_s = self._options.upload_timeout_s if is_form else self._options.body_timeout_s
+        self._time_out_after(self._options.header_timeout_s + body_s + _GRACE_S)
 
     def on_message_complete(self) -> None:
         """The request is here; its answer may take as long as it takes."""
