@@ -45,7 +45,9 @@ class ScriptedGuide:
         return len(self.tokens) >= 50 or 58 in self.tokens
 
     def fill_mask(self, mask: MaskRow) -> None:
-        assert not self.forced and not self.free and not self.finished
+        assert not self.forced
+        assert not self.free
+        assert not self.finished
         if self._faulty_at is not None and len(self.tokens) >= self._faulty_at:
             raise RequestError("the grammar is too complex here")
         mask[:] = 0x55555555
@@ -285,8 +287,8 @@ def test_leaving_while_the_prompt_is_scored() -> None:
         engine.open(Request("r", "x", SamplingParams(prompt_logprobs=0)), [999])
     assert not engine.busy
     assert not engine._scoring
+    engine.engine._runner._interpreter.fail_at_run = 2  # type: ignore[attr-defined]
+    engine.open(Request("r", "xy", SamplingParams(prompt_logprobs=0)), [1, 2])
     with pytest.raises(EngineError, match="scripted"):
-        engine.engine._runner._interpreter.fail_at_run = 2  # type: ignore[attr-defined]
-        engine.open(Request("r", "xy", SamplingParams(prompt_logprobs=0)), [1, 2])
         list(run(engine))
     assert not engine._scoring
