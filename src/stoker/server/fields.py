@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from stoker.server.errors import Refusal, refuse
+from stoker.server.first_mistake import MOST_OBJECTS
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -81,6 +83,7 @@ _ACCEPTED_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 _MOST_SHOWN = 80  # characters of a wrong value in a message
+_MOST_FIELDS = 256  # of a body; a request has less than 60, and each that is not known is looked at
 
 
 def parse(body: bytes, model: type[F]) -> F:
@@ -93,7 +96,7 @@ def parse(body: bytes, model: type[F]) -> F:
     known = model.model_fields
     cleaned = _without_defaults(given, known)
     messages = cleaned.get("messages")
-    if "messages" in known and isinstance(messages, list):
+    if "messages" in known and isinstance(messages, list) and len(messages) <= MOST_OBJECTS:
         cleaned["messages"] = [
             _without_defaults(m, ("role", "content")) if isinstance(m, dict) else m for m in messages
         ]
@@ -114,6 +117,8 @@ def _object(body: bytes) -> dict[str, Any]:
         raise refuse(None, "the body nests too deeply; allowed: some hundred levels") from None
     if not isinstance(given, dict):
         raise refuse(None, f"the body is a JSON {_kind(given)}; allowed: an object", code="invalid_json")
+    if len(given) > _MOST_FIELDS:
+        raise refuse(None, f"the body has {len(given)} fields; allowed: at most {_MOST_FIELDS}")
     return given
 
 
@@ -139,7 +144,7 @@ def _refusal_of(error: ValidationError, known: Any) -> Refusal:
     errors = error.errors(include_url=False, include_context=False)
     of_field = _of_likeliest_form([e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]])
     item = max(of_field, key=lambda e: (len(e["loc"]), e["type"] != "extra_forbidden"))
-    param = _path(item["loc"])
+    param = _path(item["loc"])[:_MOST_SHOWN]
     last = str(item["loc"][-1]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         if last in REFUSED_FIELDS:
@@ -149,13 +154,14 @@ def _refusal_of(error: ValidationError, known: Any) -> Refusal:
         return refuse(param, f"{param} is not a field of this request{allowed}", code="unknown_parameter")
     if item["type"] == "missing":
         return refuse(param, f"{param} is missing", code="missing_parameter")
-    messages = sorted({e["msg"] for e in of_field if _path(e["loc"]) == param})
+    messages = sorted({e["msg"] for e in of_field if _path(e["loc"])[:_MOST_SHOWN] == param})
     message = "; or: ".join(text[:1].lower() + text[1:] for text in messages)  # several: a union's forms
     return refuse(param, f"{param} is {_shown(item['input'])}: {message}")
 
 
 def _of_likeliest_form(errors: list[Any]) -> list[Any]:
-    """Of a union's errors those of the form that was meant: its type fits, and the least is wrong with it."""
+    """Of a union's errors those of the form that was meant: its type fits, it fits furthest (a list is read
+    up to its first mistake), and the least is wrong with it."""
     by_form: dict[tuple[int | str, ...], list[Any]] = {}
     for item in errors:
         location = item["loc"]
@@ -164,14 +170,21 @@ def _of_likeliest_form(errors: list[Any]) -> list[Any]:
             return errors  # wrong before any union, or in a field of one form
         by_form.setdefault(location[: place + 1], []).append(item)
     fitting = [
-        group
+        (-_items_that_fit(group[0]["loc"][len(form) :]), len(group), group)
         for form, group in by_form.items()
         if not (len(group) == 1 and group[0]["loc"] == form and group[0]["type"].endswith("_type"))
     ]
     if not fitting:
         return errors
-    least = min(map(len, fitting))
-    return [item for group in fitting if len(group) == least for item in group]
+    best = min(rank[:2] for rank in fitting)
+    return [item for *rank, group in fitting if tuple(rank) == best for item in group]
+
+
+def _items_that_fit(location: tuple[int | str, ...]) -> float:
+    """Before the mistake; of a list that is too long or too short, which is said of the list, all."""
+    if not location:
+        return math.inf
+    return location[0] if isinstance(location[0], int) else 0
 
 
 def _is_form(part: int | str) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stoker.api.request import MAX_CHOICES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SEEDS
+from stoker.server.first_mistake import stopping_at_first, with_one_unknown
 
 _INT32 = (1 << 31) - 1
 MAX_PROMPTS = 128  # of one completions request; each is a request of its own to the engine
@@ -27,6 +28,16 @@ class Fields(BaseModel):
     """A request body. Nothing is converted, and what is not known is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Called by pydantic when the class is made."""
+        return stopping_at_first(handler(source))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, given: Any) -> Any:
+        return with_one_unknown(given, cls.model_fields)
 
 
 class StreamOptions(Fields):

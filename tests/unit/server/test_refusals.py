@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.fake_host import FakeHost, FakeModel
 from tests.served import Served, events_of, serve
 
@@ -123,7 +124,10 @@ def test_a_wrong_field_of_a_chat_is_named(served: Served, fields: dict[str, Any]
         ({}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt[0]"),
-        ({"prompt": [1, "a"]}, "prompt[0]"),
+        ({"prompt": [1, "a"]}, "prompt[1]"),
+        ({"prompt": [1] * 5000 + ["a"]}, "prompt[5000]"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [1] * ((1 << 20) + 1)}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": [1.5]}, "prompt[0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
@@ -138,6 +142,42 @@ def test_a_wrong_field_of_a_chat_is_named(served: Served, fields: dict[str, Any]
 )
 def test_a_wrong_field_of_a_completion_is_named(served: Served, fields: dict[str, Any], param: str) -> None:
     assert _error(served.post("/v1/completions", fields))["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (schemas.CompletionRequest, {"prompt": [-1] * 5000}),
+        (schemas.CompletionRequest, {"prompt": [[]] * 5000}),
+        (schemas.CompletionRequest, {"prompt": [[-1] * 5000]}),
+        (schemas.CompletionRequest, {"prompt": [""] * 5000}),
+        (schemas.CompletionRequest, {"prompt": "a", "logit_bias": {f"x{i}": 1 for i in range(5000)}}),
+        (schemas.CompletionRequest, {"prompt": "a", "logit_bias": {str(i): "x" for i in range(5000)}}),
+        (schemas.CompletionRequest, {"prompt": "a", "stop": [1] * 5000}),
+        (schemas.CompletionRequest, {"prompt": "a", **{f"x{i}": 1 for i in range(5000)}}),
+        (schemas.ChatCompletionRequest, {"messages": [{}] * 5000}),
+        (schemas.ChatCompletionRequest, {"messages": [{"role": "user", "content": [1] * 5000}]}),
+        (
+            schemas.ChatCompletionRequest,
+            {"messages": [{"role": "user", "content": "a", **{f"x{i}": 1 for i in range(5000)}}]},
+        ),
+        (schemas.DetokenizeRequest, {"tokens": [-1] * 5000}),
+    ],
+)
+def test_a_million_mistakes_are_not_a_million_errors(
+    served: Served, model: type[schemas.Fields], fields: dict[str, Any]
+) -> None:
+    """Each would be a kilobyte, and all of them minutes in which the server does nothing else."""
+    with pytest.raises(ValidationError) as found:
+        model.model_validate(fields)
+    assert found.value.error_count() < 10
+
+
+def test_a_body_of_thousands_of_fields_is_refused(served: Served) -> None:
+    error = _error(served.post("/v1/completions", {"prompt": "a", **{f"x{i}": None for i in range(5000)}}))
+    assert "5001 fields" in error["message"]
+    error = _error(served.post("/v1/completions", {"prompt": "a", "x" * 100_000: 1}))
+    assert len(error["message"]) < 1000
 
 
 @pytest.mark.parametrize(
