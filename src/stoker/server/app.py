@@ -26,6 +26,7 @@ from stoker.server.models import Models
 from stoker.server.openapi import OpenApi
 from stoker.server.options import ServerOptions
 from stoker.server.page_files import page_routes
+from stoker.server.responses import response_routes
 from stoker.server.service import Service, Views
 from stoker.server.tokenize import Detokenize, Tokenize
 from stoker.state import StateSource
@@ -72,6 +73,7 @@ def build_app(
 def _routes(service: Service) -> Sequence[BaseRoute]:
     routes: list[BaseRoute] = [
         *file_routes(service),
+        *response_routes(service),
         Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
         Route("/v1/messages", Messages(service), methods=["POST"]),
