@@ -26,6 +26,7 @@ from stoker.sampling.rows import SampleResult, SampleRow
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it permutes the 64-bit numbers
 _EMPTY = -1
+HIDDEN_WIDTH = 8  # of the scripted model's hidden states: its first logits, if its vocabulary were so small
 
 
 class ScriptedInterpreter:
@@ -40,6 +41,7 @@ class ScriptedInterpreter:
         self.context_tokens = context_tokens
         self.batches: list[Batch] = []
         self.fail_at_run: int | None = None  # the run (from 0) that raises, for tests of failure
+        self.hidden_states: Float32 = np.empty((0, HIDDEN_WIDTH), np.float32)
         self._slots = np.full((num_blocks, BLOCK_TOKENS, 2), _EMPTY, np.int64)  # (token id, position)
 
     def run(self, batch: Batch) -> Float32:
@@ -56,9 +58,11 @@ class ScriptedInterpreter:
             [batch.token_ids, batch.positions], axis=1
         )
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
-        for out, row in zip(logits, batch.logit_rows.tolist(), strict=True):
-            table = batch.block_tables[sequence_of[row]]
-            out[:] = scripted_logits(self._read(table, int(batch.positions[row]) + 1), self.vocabulary)
+        self.hidden_states = np.empty((len(batch.hidden_rows), HIDDEN_WIDTH), np.float32)
+        for wanted, rows in ((logits, batch.logit_rows), (self.hidden_states, batch.hidden_rows)):
+            for out, row in zip(wanted, rows.tolist(), strict=True):
+                table = batch.block_tables[sequence_of[row]]
+                out[:] = scripted_logits(self._read(table, int(batch.positions[row]) + 1), len(out))
         return logits
 
     def copy_block(self, source: int, destination: int) -> None:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stoker.api.errors import CapacityError, EngineError, PromptTooLongError, RequestError, StokerError
-from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, SamplingParams, check_int
+from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Pooling, SamplingParams, check_int
 from stoker.api.stats import EngineStats
 from stoker.cache.blocks import BlockPool
 from stoker.cache.disk import DiskTier
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
-from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Journal, Stepped
+from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Stepped
 from stoker.engine.plan import StepPlan
+from stoker.engine.pooling import PooledStates
 from stoker.engine.runner import Runner, Samples
 from stoker.engine.scheduler import Output, Scheduler, SchedulerOptions
 from stoker.engine.sequence import DEFAULT_STANDING, Purpose, Sequence, Standing
@@ -153,6 +154,31 @@ class Engine:
         self._queue(request_id, [choice])
         if self._journal is not None:
             self._journal(AddedScore(request_id, tuple(ids.tolist()), top_k))
+
+    def add_embedding(
+        self,
+        request_id: str,
+        token_ids: Iterable[int],
+        pooling: Pooling,
+        *,
+        standing: Standing = DEFAULT_STANDING,
+    ) -> None:
+        """Queue tokens whose hidden states are to be pooled: all of them, or the last one's alone.
+
+        Raises like `add`, except that the tokens may fill the context.
+        """
+        ids = self._checked_ids("prompt", token_ids)
+        self._must_be_new(request_id)
+        if len(ids) > self.context_tokens:
+            raise self._too_long(len(ids), "none more")
+        choice = Sequence(
+            self._arrivals, request_id, 0, ids, pack_params(SamplingParams(), 0, self.vocabulary),
+            limit=len(ids), stop_ids=frozenset(), purpose=Purpose.EMBED, standing=standing,
+            pooled=PooledStates(pooling, len(ids)),
+        )  # fmt: skip
+        self._queue(request_id, [choice])
+        if self._journal is not None:
+            self._journal(AddedEmbedding(request_id, tuple(ids.tolist()), pooling, standing))
 
     def step(self) -> list[Output]:
         """Advance every sequence the plan picks by its chunk; what became known, in the plan's order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stoker.api.request import SamplingParams
+from stoker.api.request import Pooling, SamplingParams
 from stoker.engine.plan import StepPlan
 from stoker.engine.sequence import Standing
 from stoker.sampling.rows import SampleResult
@@ -33,6 +33,16 @@ class AddedScore:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedEmbedding:
+    """Tokens to be embedded came."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    pooling: Pooling
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
 class Stepped:
     """A step was planned and run; `result` is what the sampler said."""
 
@@ -56,5 +66,5 @@ class Aborted:
     request_id: str
 
 
-Entry = Added | AddedScore | Stepped | Closed | Aborted
+Entry = Added | AddedScore | AddedEmbedding | Stepped | Closed | Aborted
 Journal = Callable[[Entry], None]

@@ -10,7 +10,7 @@ import numpy as np
 from stoker.api.errors import EngineError
 from stoker.api.request import SamplingParams
 from stoker.engine.engine import Engine, EngineOptions
-from stoker.engine.journal import Aborted, Added, AddedScore, Closed, Entry, Stepped
+from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Entry, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.grammar.guide import Guides
 from stoker.kernels.program import Batch, Float32, UInt8
@@ -25,10 +25,12 @@ class _RecordedModel:
         self.num_blocks = engine.num_blocks
         self.block_bytes = 0
         self.context_tokens = engine.context_tokens
+        self.hidden_states: Float32 = np.empty((0, 1), np.float32)
         self._results = results
 
     def run(self, batch: Batch) -> Float32:
         """No logits: nothing reads them."""
+        self.hidden_states = np.ones((len(batch.hidden_rows), 1), np.float32)  # of embeddings nobody reads
         return np.empty((len(batch.logit_rows), 0), np.float32)
 
     def copy_block(self, source: int, destination: int) -> None:
@@ -82,7 +84,7 @@ def replay(
 
 
 def _apply(
-    engine: Engine, entry: Added | AddedScore | Closed | Aborted, guides_of: GuidesOf | None
+    engine: Engine, entry: Added | AddedScore | AddedEmbedding | Closed | Aborted, guides_of: GuidesOf | None
 ) -> None:
     if isinstance(entry, Added):
         engine.add(
@@ -90,6 +92,8 @@ def _apply(
             seed=entry.seed, standing=entry.standing, resume=entry.resume,
             guides=None if guides_of is None else guides_of(entry.params),
         )  # fmt: skip
+    elif isinstance(entry, AddedEmbedding):
+        engine.add_embedding(entry.request_id, entry.token_ids, entry.pooling, standing=entry.standing)
     elif isinstance(entry, AddedScore):
         engine.add_score(entry.request_id, entry.token_ids, top_k=entry.top_k)
     elif isinstance(entry, Closed):

@@ -55,6 +55,8 @@ class Runner:
             logits = self._interpreter.run(batch)
         finally:
             allowed = self._masks.end()
+        if len(batch.hidden_rows):
+            _pool(plan.chunks, sequences, self._interpreter.hidden_states)
         rows: list[SampleRow] = []
         guided: list[tuple[int, Sequence]] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
@@ -140,7 +142,27 @@ def _mixed_batch(chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tab
         logit_rows=np.array(
             [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.rows, end)], np.int32
         ),
+        hidden_rows=np.array(
+            [
+                row
+                for s, c, end in zip(sequences, chunks, ends, strict=True)
+                if s.pooled is not None
+                for row in range(end - c.end + s.pooled.first_wanted(c.start, c.end), end)
+            ],
+            np.int32,
+        ),
     )
+
+
+def _pool(chunks: tuple[Chunk, ...], sequences: list[Sequence], states: Float32) -> None:
+    """Hand each sequence that is embedded the hidden states of its chunk; states: [H, width], in order."""
+    begin = 0
+    for sequence, chunk in zip(sequences, chunks, strict=True):
+        pooled = sequence.pooled
+        if pooled is not None:
+            end = begin + chunk.end - pooled.first_wanted(chunk.start, chunk.end)
+            pooled.add(states[begin:end], chunk.end)
+            begin = end
 
 
 def _row(sequence: Sequence) -> SampleRow:

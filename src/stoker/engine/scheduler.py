@@ -18,6 +18,7 @@ from stoker.api.request import check_int
 from stoker.cache.blocks import BlockPool, BlockTable, Copy
 from stoker.cache.radix import Match, RadixTree
 from stoker.engine.plan import Chunk, Scores, StepPlan
+from stoker.engine.pooling import PooledStates
 from stoker.engine.sequence import Purpose, Sequence
 from stoker.engine.waiting import WaitingQueue
 from stoker.kernels.program import BLOCK_TOKENS
@@ -59,6 +60,7 @@ class Output(NamedTuple):
     top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as the request wants
     scores: Scores | None = None
     written: tuple[int, ...] = ()  # tokens that the guide put after it, without log-probabilities
+    vector: tuple[float, ...] | None = None  # of a sequence that is embedded
 
 
 @dataclass(slots=True)
@@ -177,7 +179,8 @@ class Scheduler:
         return StepPlan(self.steps, chunks, copies, preempted, budget)
 
     def commit(self, plan: StepPlan, result: SampleResult) -> list[Output]:
-        """Take what the model said into the sequences; finished ones leave. An output per chunk with rows."""
+        """Take what the model said into the sequences; finished ones leave. An output per chunk with rows, or
+        that completes an embedding."""
         outputs = []
         token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
         row = 0
@@ -189,6 +192,9 @@ class Scheduler:
             if sequence.followers and end >= sequence.prompt:
                 self._fork(sequence)
             if not rows:
+                if sequence.pooled is not None and end == sequence.target:
+                    outputs.append(_embedding(sequence, sequence.pooled))
+                    self._remove(sequence)
                 continue
             if sequence.purpose is Purpose.GENERATE:
                 token_id = token_ids[row]
@@ -211,10 +217,10 @@ class Scheduler:
     def _extend(self, sequence: Sequence, draft: _Draft, rows_kept: int) -> None:
         """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found."""
         start = sequence.computed
-        if sequence.purpose is Purpose.GENERATE:
+        if sequence.purpose is not Purpose.SCORE:
             known = sequence.known
             tokens = min(known - start, draft.tokens_left, self._chunk_tokens)
-            rows = 1 if start + tokens == known else 0
+            rows = 1 if start + tokens == known and sequence.pooled is None else 0
         else:
             tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
             # Every sequence behind it keeps the one row it may need.
@@ -387,6 +393,14 @@ def _progress(sequence: Sequence) -> tuple[bool, int, int, int]:
 def _top(result: SampleResult, row: int, wanted: int) -> tuple[tuple[int, float], ...]:
     ids, logprobs = result.top_ids[row, :wanted].tolist(), result.top_logprobs[row, :wanted].tolist()
     return tuple(zip(ids, logprobs, strict=True))
+
+
+def _embedding(sequence: Sequence, pooled: PooledStates) -> Output:
+    vector = pooled.vector()
+    sequence.finish_reason = "error" if vector is None else "stop"
+    if vector is None:
+        sequence.stop_reason = "the hidden states are zero or not numbers"
+    return Output(sequence, None, 0.0, (), vector=vector)
 
 
 def _score(sequence: Sequence, end: int, rows: int, result: SampleResult, row: int) -> Scores:

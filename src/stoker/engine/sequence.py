@@ -11,6 +11,7 @@ import numpy as np
 from stoker.api.errors import StokerError
 from stoker.api.events import FinishReason
 from stoker.cache.blocks import BlockTable
+from stoker.engine.pooling import PooledStates
 from stoker.grammar.guide import Guide
 from stoker.kernels.program import Int32
 from stoker.sampling.rows import PackedParams
@@ -23,6 +24,7 @@ class Purpose(Enum):
 
     GENERATE = "generate"  # to sample tokens after the prompt
     SCORE = "score"  # to tell how likely each prompt token was; nothing is sampled
+    EMBED = "embed"  # to pool the prompt's hidden states; nothing is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class Sequence:
     __slots__ = (
         "_ids", "background", "cached", "choice", "computed", "deadline", "ended_by_token", "fault",
         "finish_reason", "followers", "given", "guide", "known", "leader", "limit", "namespace", "number",
-        "packed", "params", "priority", "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids",
-        "stop_reason", "table", "tenant",
+        "packed", "params", "pooled", "priority", "prompt", "purpose", "queued_at", "request_id", "scored",
+        "stop_ids", "stop_reason", "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -72,9 +74,11 @@ class Sequence:
         standing: Standing = DEFAULT_STANDING,
         given: tuple[int, ...] = (),
         guide: Guide | None = None,
+        pooled: PooledStates | None = None,
     ) -> None:
         """`given`: tokens of the answer that were sampled before, on another engine. `guide`: says which
-        tokens may come; it is told of every one, and belongs to this sequence alone."""
+        tokens may come; it is told of every one, and belongs to this sequence alone. `pooled`: of one that is
+        embedded."""
         self.number = number  # order of arrival; unique, never reused
         self.request_id = request_id
         self.choice = choice
@@ -97,6 +101,7 @@ class Sequence:
         self.deadline = standing.deadline
         self.background = standing.background
         self.guide = guide
+        self.pooled = pooled
         self.given = len(given)
         self.queued_at = 0  # the step after which it began to wait; written by the scheduler
         # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its
@@ -118,7 +123,14 @@ class Sequence:
     @property
     def target(self) -> int:
         """Tokens to have computed before the next one can be sampled (or the scoring is complete)."""
-        return self.known if self.purpose is Purpose.GENERATE else self.known - 1
+        return self.known if self.purpose is not Purpose.SCORE else self.known - 1
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether a cached prefix saves work: not where something is wanted of every position."""
+        if self.pooled is not None:
+            return self.pooled.reads_prefixes
+        return self.purpose is Purpose.GENERATE
 
     @property
     def output_tokens(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from stoker.api.chat import Chat, Message
 from stoker.api.errors import ModelFormatError, PromptTooLongError, RequestError
-from stoker.api.events import DoneEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
+from stoker.api.events import DoneEvent, EmbeddingEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import SeedSource
 from stoker.api.request import Request, SamplingParams
 from stoker.engine.choice_text import ChoiceText
@@ -74,7 +74,7 @@ class _OpenChoice:
 
     def flow(self, output: Output) -> TokensEvent:
         """The event of a token that is not the last, of a choice that `flows`; `add` to `event` in one."""
-        sequence, token_id, logprob, top, _, _ = output
+        sequence, token_id, logprob, top = output[:4]
         assert token_id is not None
         self.total += 1
         self.text.push([token_id])
@@ -220,12 +220,16 @@ class TextEngine:
         `self.guides` said, if that was asked before, in another thread.
         """
         params = request.sampling
+        salt = request.cache_salt.encode("utf-8", "surrogatepass")
+        standing = Standing(request.priority, request.tenant, salt, deadline, request.background)
+        if request.pooling is not None:
+            _must_be_plain(params)
+            self.engine.add_embedding(request.request_id, prompt_ids, request.pooling, standing=standing)
+            return
         StopStrings(params.stop)  # refuses what it refuses now, before anything is queued
         if guides is None:
             guides = self.guides(params)
         seed = self._seeds.draw() if params.seed is None else params.seed
-        salt = request.cache_salt.encode("utf-8", "surrogatepass")
-        standing = Standing(request.priority, request.tenant, salt, deadline, request.background)
         unfinished = params.n - sum(given is None for given in request.resume)
         opened = _OpenRequest(streams, unfinished, () if guides is None else guides.warnings)
         if params.prompt_logprobs is not None:
@@ -273,6 +277,8 @@ class TextEngine:
                 sequence = output.sequence
                 done = sequence.finish_reason is not None
                 events.append(ScoresEvent(sequence.request_id, output.scores, done))
+            elif output.sequence.pooled is not None:
+                events += _embedded(output)
             else:
                 self._take(output, events)
         return self._in_order(events) if self._scoring else events
@@ -367,3 +373,25 @@ class TextEngine:
         opened.unfinished -= 1
         if not opened.unfinished:
             del self._requests[sequence.request_id]
+
+
+def _embedded(output: Output) -> list[Event]:
+    sequence = output.sequence
+    reason = sequence.finish_reason
+    assert reason is not None
+    usage = Usage(sequence.prompt, 0, sequence.cached or 0)
+    events: list[Event] = []
+    if output.vector is not None:
+        events.append(EmbeddingEvent(sequence.request_id, output.vector))
+    # No noise is drawn, so the seed says nothing.
+    events.append(DoneEvent(sequence.request_id, 0, reason, sequence.stop_reason, sequence.seed, usage))
+    return events
+
+
+def _must_be_plain(params: SamplingParams) -> None:
+    """Raise `RequestError` for what an embedding cannot have."""
+    if params.n != 1:
+        raise RequestError(f"n is {params.n}; allowed: 1, as an embedding has no choices")
+    for name in ("constraint", "thinking", "prompt_logprobs"):
+        if getattr(params, name) is not None:
+            raise RequestError(f"{name} is given; allowed: none, as an embedding has no answer")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from stoker.api.errors import QueueFullError
 from stoker.cache.radix import Match, RadixTree
-from stoker.engine.sequence import Purpose, Sequence
+from stoker.engine.sequence import Sequence
 from stoker.kernels.program import BLOCK_TOKENS
 
 # Of each tenant so many sequences are compared, and the oldest, so that age counts however many have a better
@@ -127,7 +127,7 @@ class WaitingQueue:
     def next(
         self, step: int, passed: Set[int], *, background: bool = True
     ) -> tuple[Sequence, Match | None] | None:
-        """The sequence to admit now, with its known prefix (none if it has a table or wants scores).
+        """The sequence to admit now, with its known prefix (none if it has a table or cannot use one).
 
         Of the sequences whose number is in `passed`, or whose leader computes their prompt, none; of those in
         the background none unless `background`.
@@ -169,7 +169,7 @@ class WaitingQueue:
 
     def _match(self, sequence: Sequence, step: int, *, fresh: bool = False) -> Match | None:
         """What the tree has of it. Ranking may use an answer that is a few steps old; admission may not."""
-        if sequence.table is not None or sequence.purpose is Purpose.SCORE:
+        if sequence.table is not None or not sequence.reads_prefixes:
             return None
         known = self._matches.get(sequence.number)
         if not fresh and known is not None and step - known[0] < BLOCK_TOKENS:
