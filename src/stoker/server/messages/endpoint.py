@@ -96,7 +96,8 @@ class Messages:
             stop_sequences=tuple(fields.stop_sequences or ()),
             omits_thinking=thinking is not None and thinking.display == "omitted",
         )
-        bunches = parts_of(model.generate(request), prepared.parser, call_seed=request_id(scope))
+        # The engine's id is new each time, a client's may come again; two calls must not share one.
+        bunches = parts_of(model.generate(request), prepared.parser, call_seed=request.request_id)
         whole, writer = WholeMessage(ask), EventWriter(ask)
         pending, done = writer.opening(len(prompt_ids)), None
         try:

@@ -33,7 +33,7 @@ _STATUSES: Mapping[str, int] = MappingProxyType({"aborted": 504, "out_of_capacit
 
 def speaks_messages(scope: Scope) -> bool:
     """True for the paths whose errors have this form."""
-    path = scope["path"]
+    path: str = scope["path"]
     return path == _PATH or path.startswith(_PATH + "/")
 
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from stoker.api.request import MAX_STOP_STRINGS, SEEDS
+from stoker.server.conversation import MAX_TOOLS
 from stoker.server.schemas import KeepAlive, StopText
 
 _INT32 = (1 << 31) - 1
 MAX_TURNS = 100_000  # Anthropic's
-MAX_TOOLS = 1024
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 CallId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 
