@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from stoker import __version__
 from stoker.server import schemas
 from stoker.server.http import JSON, Receive, Scope, Send, answer_bytes
+from stoker.server.messages import schemas as messages
 
 _REF = "#/components/schemas/{model}"
 _REASONS: Mapping[int, str] = MappingProxyType(
@@ -31,10 +32,13 @@ _REASONS: Mapping[int, str] = MappingProxyType(
         429: "The queue is full: see Retry-After",
         500: "The engine failed; the log has the reason under the request's id",
         503: "The model cannot answer now: see Retry-After",
+        504: "No token within deadline_ms",
+        529: "The machine has no room for the model now: see Retry-After",
     }
 )
 _OF_ALL = (401, 403)
 _OF_BODIES = (400, 404, 408, 413, 415, 429, 500, 503)
+_OF_MESSAGES = (*_OF_BODIES, 504, 529)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class _Operation:
     is_open: bool = False  # needs no key
     parameter: str | None = None  # in the path
     example: str | None = None  # of that
+    error: type[BaseModel] = schemas.ErrorAnswer
 
 
 _OPERATIONS: Sequence[_Operation] = (
@@ -69,6 +74,25 @@ _OPERATIONS: Sequence[_Operation] = (
         schemas.CompletionRequest,
         _OF_BODIES,
         streams=True,
+    ),
+    _Operation(
+        "/v1/messages",
+        "post",
+        "Answer the messages of a chat, in Anthropic's dialect",
+        messages.MessageAnswer,
+        messages.MessagesRequest,
+        _OF_MESSAGES,
+        streams=True,
+        error=messages.MessagesError,
+    ),
+    _Operation(
+        "/v1/messages/count_tokens",
+        "post",
+        "Count the tokens of the messages of a chat",
+        messages.TokenCount,
+        messages.CountTokensRequest,
+        _OF_MESSAGES,
+        error=messages.MessagesError,
     ),
     _Operation("/v1/models", "get", "List the models on offer", schemas.ModelList),
     _Operation(
@@ -131,7 +155,7 @@ def openapi_document() -> dict[str, Any]:
 def _models() -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = [schemas.ErrorAnswer]
     for operation in _OPERATIONS:
-        for model in (operation.body, operation.answer):
+        for model in (operation.body, operation.answer, operation.error):
             if isinstance(model, type) and model not in found:
                 found.append(model)
     return found
@@ -147,7 +171,7 @@ def _describe(operation: _Operation) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     for status in sorted({*_OF_ALL, *operation.errors}):
-        responses[str(status)] = {"description": _REASONS[status], "content": _json(schemas.ErrorAnswer)}
+        responses[str(status)] = {"description": _REASONS[status], "content": _json(operation.error)}
     if operation.answer is schemas.Health:
         responses["503"] = {"description": "No token can be produced", "content": _json(schemas.Health)}
     described: dict[str, Any] = {
