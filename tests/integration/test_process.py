@@ -17,6 +17,7 @@ from tests.unit.process.serving import Answered, ask, is_alive, read, run, until
 
 from stoker import LLM
 from stoker.api.chat import Message
+from stoker.api.constraint import Constraint, Thinking
 from stoker.api.errors import CapacityError
 from stoker.api.request import Request, SamplingParams
 from stoker.engine.load import LoadOptions
@@ -41,8 +42,20 @@ def start(path: Path) -> Any:
 
 
 def requests_of(count: int, tokens: int) -> list[Request]:
-    """Plain ones, with four choices, with stop strings, with log-probabilities."""
-    kinds: tuple[dict[str, Any], ...] = ({}, {"n": 4}, {"stop": (" the", "\n\n"), "n": 2}, {"logprobs": 3})
+    """Plain ones, with four choices, with stop strings, with log-probabilities, of a schema, with thoughts."""
+    person = '{"type":"object","properties":{"name":{"type":"string"},"sizes":{"type":"array","items":'
+    person += '{"type":"integer"}}},"required":["name","sizes"],"additionalProperties":false}'
+    schema = Constraint("json_schema", person)
+    thinking = Thinking("<think>", "</think>", begun=True, budget_tokens=5)
+    kinds: tuple[dict[str, Any], ...] = (
+        {},
+        {"n": 4},
+        {"stop": (" the", "\n\n"), "n": 2},
+        {"logprobs": 3, "prompt_logprobs": 1},
+        {"constraint": schema, "n": 2},
+        {"constraint": schema, "thinking": thinking},
+        {"constraint": schema, "logprobs": 1, "presence_penalty": 0.5},
+    )
     return [
         ask(
             f"r{i}",

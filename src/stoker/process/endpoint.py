@@ -339,6 +339,8 @@ class ProcessEndpoint:
 
     def _on_events(self, report: Events) -> None:
         answers = self._answers
+        if report.prompts or report.embeddings:
+            self._on_prompts(report)
         for key, choice, token_ids, text in report.rows:
             answer = answers.get(key)
             if answer is None or (given := answer.given[choice]) is None:
@@ -355,8 +357,6 @@ class ProcessEndpoint:
             if not answer.progressed:
                 self._on_progress(answer)
             answer.put(unpack_scored(answer.request.request_id, scored))
-        if report.prompts or report.embeddings:
-            self._on_prompts(report)
         for row in report.done:
             answer = answers.get(row[0])
             if answer is not None and answer.complete(unpack_done(answer.request.request_id, row)):

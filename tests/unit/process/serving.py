@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.fakes import ByteTokenizer, CountingSeeds
 
-from stoker.api.events import DoneEvent, TokensEvent
+from stoker.api.events import DoneEvent, PromptEvent, TokenLogprob, TokensEvent
 from stoker.api.protocols import Endpoint
 from stoker.api.request import Request, SamplingParams
 from stoker.engine.load import LoadOptions
@@ -31,6 +31,7 @@ class Answered:
     text: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[Any]] = field(default_factory=dict)
     done: dict[int, DoneEvent] = field(default_factory=dict)
+    prompt: tuple[TokenLogprob, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -41,10 +42,10 @@ class Answered:
         """The same, but for the prompt tokens that were found in a cache, which a new worker has not."""
         done = {
             choice: (end.finish_reason, end.stop_reason, end.seed, end.usage.prompt_tokens,
-                     end.usage.completion_tokens)
+                     end.usage.completion_tokens, end.usage.reasoning_tokens, end.warnings)
             for choice, end in self.done.items()
         }  # fmt: skip
-        return Answered(self.token_ids, self.text, self.logprobs, done)  # type: ignore[arg-type]
+        return Answered(self.token_ids, self.text, self.logprobs, done, self.prompt)  # type: ignore[arg-type]
 
 
 async def read(
@@ -62,7 +63,12 @@ async def read(
                 answered.logprobs.setdefault(event.choice, []).extend(event.logprobs)
             if on_token is not None:
                 on_token(answered)
+        elif isinstance(event, PromptEvent):
+            assert answered.prompt is None, "a prompt's log-probabilities come once"
+            assert not answered.tokens
+            answered.prompt = event.logprobs
         else:
+            assert isinstance(event, DoneEvent)
             answered.done[event.choice] = event
     return answered
 
