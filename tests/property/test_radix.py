@@ -60,6 +60,10 @@ class ForgetfulTier:
     def has(self, digest: bytes) -> bool:
         return digest in self.payloads
 
+    def touch(self, digest: bytes) -> None:
+        if digest in self.payloads:
+            self.payloads[digest] = self.payloads.pop(digest)
+
     def put(self, digest: bytes, payload: UInt8) -> bool:
         if len(self.payloads) == self.slots:
             del self.payloads[next(iter(self.payloads))]

@@ -4,6 +4,7 @@ Layout, numbers little end first: a page of file header; a table of slot headers
 multiple of a page. A payload is written before its slot header, and a slot header is wiped before its payload
 changes: a process that dies leaves slots that are right or empty. A machine that dies is left to the
 checksums. Reads go through a memory map, writes do not: on a full disk a write to a map kills the process.
+So does a map's page that the disk cannot read: a plain read comes first, which brings the pages or an error.
 
 What is wrong (a checksum, a foreign file, an older layout) is counted and never served. Once it is open, no
 failure of the disk leaves this file as an exception.
@@ -29,9 +30,7 @@ MAGIC = b"STOKERKV"
 VERSION = 1  # of the layout; a file of another one is replaced
 PAGE_BYTES = 4096
 SUFFIX = ".blocks"
-CAPS_IN_FOLDER = (
-    4  # models that are served in turn keep theirs; those long gone do not pile up
-)
+CAPS_IN_FOLDER = 4  # models that are served in turn keep theirs; those long gone do not pile up
 MAX_SLOTS = 1 << 24  # their headers take 1.3 GB: a cap beyond that is a mistake
 
 _FILE_HEADER = struct.Struct("<8sI4xQQ32s")  # magic, version, block bytes, slots, digest of the identity
@@ -80,6 +79,7 @@ class DiskTier:
         self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # by digest, least recently used first
         self._checksums: dict[bytes, bytes] = {}
         self._free: list[int] = []  # a stack, lowest on top
+        self._touched: set[bytes] = set()  # used since their last use was written
         self._clock = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / (self._identity.hex()[:32] + SUFFIX)
@@ -113,6 +113,12 @@ class DiskTier:
         """Whether a slot claims to hold it; reads nothing."""
         return digest in self._slot_of
 
+    def touch(self, digest: bytes) -> None:
+        """It was used, where it is in memory: others give way first. Written down when the tier closes."""
+        if digest in self._slot_of:
+            self._slot_of.move_to_end(digest)
+            self._touched.add(digest)
+
     def put(self, digest: bytes, payload: Payload) -> bool:
         """Keep a block's bytes [block_bytes], in the place of the least recently used if no slot is free.
 
@@ -142,14 +148,12 @@ class DiskTier:
         if slot is None:
             return None
         start = self._payload_at(slot)
-        # A page of the map that lies beyond the file's end kills the process that touches it.
-        if os.fstat(self._file).st_size >= start + self.block_bytes:
+        if self._is_readable(start):
             payload = np.frombuffer(self._map, np.uint8, self.block_bytes, start)
             if _checksum(digest, payload) == self._checksums[digest]:
                 self._slot_of.move_to_end(digest)
-                self._clock += 1
                 if not self.stopped:
-                    self._write(_header_at(slot) + _LAST_USE_AT, self._clock.to_bytes(8, "little"))
+                    self._write_last_use(slot)
                 return payload
         self.rejected += 1
         self._drop(digest)
@@ -159,11 +163,14 @@ class DiskTier:
         """Wait until what was written would survive the machine's end. A failure counts as one to write."""
         try:
             os.fsync(self._file)
-        except OSError:
-            self._fail()
+        except OSError as error:
+            self._fail(error)
 
     def close(self) -> None:
         """Let the file and its lock go. Nothing else may be called afterwards."""
+        for digest in [digest for digest in self._slot_of if digest in self._touched]:
+            if not self.stopped:
+                self._write_last_use(self._slot_of[digest])
         with suppress(BufferError):  # a payload is still in use: the map goes with it
             self._map.close()
         os.close(self._file)
@@ -174,7 +181,11 @@ class DiskTier:
         header = _FILE_HEADER.pack(MAGIC, VERSION, self.block_bytes, self.slots, self._identity)
         if self.path.exists():
             file = os.open(self.path, os.O_RDWR)
-            found, size_bytes = os.pread(file, len(header), 0), os.fstat(file).st_size
+            try:
+                found, size_bytes = os.pread(file, len(header), 0), os.fstat(file).st_size
+            except BaseException:  # a pipe, a bad sector
+                os.close(file)
+                raise
             if found == header and size_bytes == self.size_bytes:
                 return file
             os.close(file)
@@ -188,6 +199,7 @@ class DiskTier:
             os.rename(temporary, self.path)
         except BaseException:
             os.close(file)
+            temporary.unlink(missing_ok=True)
             raise
         return file
 
@@ -229,10 +241,22 @@ class DiskTier:
         """Wipe its slot; false if that cannot be written, and then the slot is not used again."""
         slot = self._slot_of.pop(digest)
         del self._checksums[digest]
+        self._touched.discard(digest)
         wiped = not self.stopped and self._write(_header_at(slot), bytes(_SLOT_HEADER.size))
         if wiped:
             self._free.append(slot)
         return wiped
+
+    def _is_readable(self, start: int) -> bool:
+        """Whether the disk has the payload there: neither beyond the file's end nor in a bad sector."""
+        try:
+            return len(os.pread(self._file, self.block_bytes, start)) == self.block_bytes
+        except OSError:
+            return False
+
+    def _write_last_use(self, slot: int) -> None:
+        self._clock += 1
+        self._write(_header_at(slot) + _LAST_USE_AT, self._clock.to_bytes(8, "little"))
 
     def _write(self, at: int, data: bytes | memoryview) -> bool:
         view = memoryview(data)
@@ -240,14 +264,21 @@ class DiskTier:
             while view:
                 written = os.pwrite(self._file, view, at)
                 view, at = view[written:], at + written
-        except OSError:
-            self._fail()
+        except OSError as error:
+            self._fail(error)
             return False
         return True
 
-    def _fail(self) -> None:
+    def _fail(self, error: OSError) -> None:
         self.write_failures += 1
+        if self.stopped:
+            return
         self.stopped = True
+        import logging  # on first need: 5 ms of a worker's start
+
+        logging.getLogger(__name__).warning(
+            "prefixes are no longer written to disk: %s: %s", self.path, error.strerror
+        )
 
     def _payload_at(self, slot: int) -> int:
         return self._payloads_at + slot * _to_pages(self.block_bytes)

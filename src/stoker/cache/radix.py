@@ -187,7 +187,8 @@ class RadixTree:
             if node.last_use != last_use:
                 self._enqueue(node)
                 continue
-            self._save(node)
+            if not self._save(node) and self._tier is not None:
+                self._tier.touch(node.digest)  # what builds on it was written before it
             self._remove(node)
             evicted += 1
         self.evictions += evicted
@@ -234,8 +235,12 @@ class RadixTree:
         if everything and self._tier is not None:
             self._unsaved.update((node.serial, node) for node in self._nodes.values())
         written = 0
+        last: Node | None = None
         while self._unsaved and written < limit:
-            written += self._save(self._unsaved.pop(next(iter(self._unsaved))))
+            last = self._unsaved.pop(next(iter(self._unsaved)))
+            written += self._save(last)
+        if last is not None:
+            self._touch(last)
         return written
 
     def hottest(self, count: int) -> tuple[HotPrefix, ...]:
@@ -340,6 +345,12 @@ class RadixTree:
             return False
         return tier.put(node.digest, store.read_block(node.block))
 
+    def _touch(self, node: Node) -> None:
+        """Keep a path in the tier. From its end: there, too, the end of a prefix gives way first."""
+        if self._tier is not None:
+            for step in _path(node):
+                self._tier.touch(step.digest)
+
     def _enqueue(self, node: Node) -> None:
         if not node.queued:
             node.queued = True
@@ -351,6 +362,7 @@ class RadixTree:
             step.hits += 1
             if step.hits == 1:
                 fresh.append(step)
+        self._touch(node)
         if self._tier is not None:
             self._unsaved.update((step.serial, step) for step in reversed(fresh))
 

@@ -33,6 +33,10 @@ class BlockTier(Protocol):
         """Keep a block; false if the tier cannot."""
         ...
 
+    def touch(self, digest: bytes) -> None:
+        """Told of a use that needed nothing of the tier: what is in use elsewhere is kept here too."""
+        ...
+
     def get(self, digest: bytes) -> Payload | None:
         """[block_bytes] what was put, verified, or none. Valid until the next `put`."""
         ...

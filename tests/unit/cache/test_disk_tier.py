@@ -83,6 +83,21 @@ def test_the_least_recently_used_gives_way_also_after_a_restart(tmp_path: Path) 
     assert found(opened(tmp_path)) == [0, 1, 3]
 
 
+def test_what_is_used_in_memory_is_kept_also_after_a_restart(tmp_path: Path) -> None:
+    filled(tmp_path, SLOTS)
+    tier = opened(tmp_path)
+    for number in (1, 0, 9):  # nothing is known of the last
+        tier.touch(key(number))
+    assert len(tier) == SLOTS
+    assert tier.put(key(10), payload(10))
+    assert not tier.has(key(2))
+    tier.close()
+    tier = opened(tmp_path)
+    for number in (11, 12):
+        assert tier.put(key(number), payload(number))
+    assert found(tier) == [0, 1]
+
+
 @pytest.mark.parametrize("place", ["payload", "checksum", "digest"])
 def test_a_corrupt_byte_is_found_and_counted(tmp_path: Path, place: str) -> None:
     path = filled(tmp_path)
@@ -197,7 +212,26 @@ def test_files_of_other_models_go_when_the_folder_holds_too_much(tmp_path: Path)
     assert len(opened(tmp_path, names[1])) == 0  # the oldest that nobody used
 
 
-def test_a_full_disk_stops_writing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sector_that_cannot_be_read_is_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the map alone it would end the process."""
+    path = filled(tmp_path)
+    bad = path.read_bytes().index(payload(1).tobytes())
+    really_read = os.pread
+
+    def read(file: int, size: int, at: int) -> bytes:
+        if at <= bad < at + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return really_read(file, size, at)
+
+    tier = opened(tmp_path)
+    monkeypatch.setattr(os, "pread", read)
+    assert found(tier) == [0, 2]
+    assert tier.rejected == 1
+
+
+def test_a_full_disk_stops_writing_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     filled(tmp_path)
     tier = opened(tmp_path)
     really_write, left = os.pwrite, [PAGE_BYTES]
@@ -215,6 +249,10 @@ def test_a_full_disk_stops_writing_and_nothing_else(tmp_path: Path, monkeypatch:
     assert found(tier) == [0, 1, 2]
     assert not tier.put(key(5), payload(5))
     assert tier.write_failures == 1
+    tier.flush()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prefixes are no longer written to disk: {tier.path}: No space left on device"
+    ]
     monkeypatch.undo()
     assert not tier.put(key(5), payload(5))
     tier.close()

@@ -259,6 +259,9 @@ def test_a_tier_needs_a_store() -> None:
         def has(self, digest: bytes) -> bool:
             return False
 
+        def touch(self, digest: bytes) -> None:
+            pass
+
         def put(self, digest: bytes, payload: UInt8) -> bool:
             return False
 

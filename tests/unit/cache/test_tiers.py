@@ -166,3 +166,29 @@ def test_a_tier_smaller_than_the_pool(tmp_path: Path) -> None:
         served.ask(prompt(first % 5, 1, 2, 3))
     assert len(served.tier) == 3
     assert served.tier.rejected == 0
+
+
+def test_a_prefix_in_use_outlives_any_number_of_cold_ones_on_disk(tmp_path: Path) -> None:
+    """It is read from memory, while what others leave behind is written to the tier again and again."""
+    served = Served(tmp_path, num_blocks=12, slots=6)
+    for user in range(40):
+        served.ask(prompt(1, 2, 3, 100 + user, 200 + user))
+        served.tree.spill(100)
+    assert served.tree.evictions > 60
+    served.tier.close()  # as when it is killed
+    served = Served(tmp_path, num_blocks=12, slots=6)
+    assert served.ask(prompt(1, 2, 3, 4)) == 48
+
+
+def test_on_disk_too_the_end_of_a_prefix_gives_way_first(tmp_path: Path) -> None:
+    served = Served(tmp_path, slots=5)
+    for last in (5, 6):
+        served.ask(prompt(1, 2, 3, 4, last))
+        served.tree.spill(100)
+    assert len(served.tier) == 4
+    for cold in (7, 8):
+        served.ask(prompt(cold))
+    served.tree.spill(100, everything=True)  # their ends, and two of another prefix: some must go
+    served.tier.close()
+    served = Served(tmp_path, slots=5)
+    assert served.ask(prompt(1, 2, 3, 4, 9)) >= 16
