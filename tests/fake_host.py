@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 
 from stoker.api.chat import Chat, Message
 from stoker.api.errors import RequestError
-from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
+from stoker.api.events import DoneEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import ModelCard, ServedModel
 from stoker.api.request import Prompt, Request
 from stoker.api.stats import EngineStats
 
 DRAWN_SEED = 4711
+# Sources that say what a model's calls and thoughts look like; nothing here renders them.
+DEFAULT_TEMPLATE = "{% if message['role'] == 'system' %}{% endif %}{% if add_generation_prompt %}{% endif %}"
+TOOL_TEMPLATE = "{% if tools %}<tool_call>{% endif %}{{ message['name'] }} system 'system' {{ enable_thinking }}"
+THINKING_TEMPLATE = TOOL_TEMPLATE + "<think></think>{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
 
 
 def default_answer(request: Request, seed: int) -> str:
@@ -35,6 +39,7 @@ class FakeModel:
     name: str = "fake"
     answer: Callable[[Request, int], str] = default_answer
     has_chat_template: bool = True
+    chat_template: str | None = DEFAULT_TEMPLATE
     chat_template: str | None = None  # tells how calls and thoughts are written; none: plain JSON, no thoughts
     ready: bool = True
     context_tokens: int = 100_000
@@ -43,6 +48,8 @@ class FakeModel:
     error: Exception | None = None  # raised before the first event
     error_after: tuple[int, Exception] | None = None  # (tokens, error)
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    warnings: tuple[str, ...] = ()
     reasoning_tokens: int = 0
     stop_reason: str | int | None = None
     warnings: tuple[str, ...] = ()
@@ -58,6 +65,8 @@ class FakeModel:
         """A text's bytes; of messages `<role>content` for each, and `<assistant>`."""
         if isinstance(prompt, str):
             return list(prompt.encode("utf-8", "replace"))
+        if isinstance(prompt, Chat):
+            return await self.encode(prompt.messages, add_generation_prompt=prompt.add_generation_prompt)
         if isinstance(prompt, Chat):
             return await self.encode(prompt.messages, add_generation_prompt=prompt.add_generation_prompt)
         if prompt and isinstance(prompt[0], Message):
@@ -88,6 +97,11 @@ class FakeModel:
             seed = DRAWN_SEED if request.sampling.seed is None else request.sampling.seed
             choices = [self._choice(request, i, seed + i, len(prompt_ids)) for i in range(request.sampling.n)]
             sent = 0
+            if request.sampling.prompt_logprobs is not None:
+                yield PromptEvent(
+                    request.request_id,
+                    tuple(_logprob(i, request.sampling.prompt_logprobs) for i in prompt_ids[1:]),
+                )
             for events in zip_longest_events(choices):
                 if self.token_delay_s:
                     await asyncio.sleep(self.token_delay_s)
@@ -113,8 +127,7 @@ class FakeModel:
         for place, token_id in enumerate(token_ids):
             logprobs = None
             if params.logprobs is not None:
-                top = tuple(((token_id + k) % 256, -0.5 - k) for k in range(params.logprobs))
-                logprobs = (TokenLogprob(token_id, -0.5, top),)
+                logprobs = (_logprob(token_id, params.logprobs),)
             text = decoder.decode(bytes([token_id]), final=place == len(token_ids) - 1)
             events.append(TokensEvent(request.request_id, choice, (token_id,), text, logprobs))
         usage = Usage(prompt_tokens, len(token_ids), self.cached_tokens, self.reasoning_tokens)
@@ -124,6 +137,10 @@ class FakeModel:
             )
         )
         return events
+
+
+def _logprob(token_id: int, top: int) -> TokenLogprob:
+    return TokenLogprob(token_id, -0.5, tuple(((token_id + k) % 256, -0.5 - k) for k in range(top)))
 
 
 def zip_longest_events(choices: Sequence[Sequence[Event]]) -> list[list[Event]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from stoker.api.request import Request
+from stoker.tools import AnswerParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +24,30 @@ class Asked:
     return_token_ids: bool = False
     prompt_ids: tuple[tuple[int, ...], ...] | None = None  # of each prompt, where they are wanted
     echoes: tuple[str, ...] | None = None  # the text of each prompt, where it goes before the answer
+    echo_logprobs: bool = False  # log-probabilities of each prompt's tokens before the answer's
+    prompt_logprobs: bool = False  # in a field of their own
+    # A parser for each choice, made from what its call ids are made from; none: all text is what is said.
+    parser: Callable[[str], AnswerParser] | None = None
+    # Called with the whole answer before its last bytes are sent; none: it is not stored.
+    keep: Callable[[dict[str, Any]], Awaitable[None]] | None = None
+    service_tier: str | None = None  # to be told, where it was asked for
+    constraint_field: str | None = None  # what to blame for a constraint that cannot be enforced
 
     @property
     def n(self) -> int:
         """Choices of each prompt."""
         return self.requests[0].sampling.n
+
+    def parsers(self) -> list[AnswerParser]:
+        """A parser for each choice; none where all text is what is said."""
+        if self.parser is None:
+            return []
+        seed = self.requests[0].request_id.partition("#")[0]  # what the client knows of it
+        return [self.parser(f"{seed}/{choice}") for choice in range(self.choices)]
+
+    def prompt_number(self, request_id: str) -> int:
+        """Which of the prompts an event of a request's is of."""
+        return next(i for i, request in enumerate(self.requests) if request.request_id == request_id)
 
     @property
     def choices(self) -> int:

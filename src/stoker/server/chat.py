@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from stoker.api.constraint import Constraint
 from stoker.api.protocols import ServedModel
 from stoker.api.request import Prompt, Request, SamplingParams
 from stoker.server.asked import Asked
+from stoker.server.chat_messages import messages_of, tool_choice_of, tools_of
+from stoker.server.constraints import constraint_of
+from stoker.server.continuation import open_prompt
+from stoker.server.conversation import Conversation, FieldNames, prepare
 from stoker.server.errors import refuse
 from stoker.server.generation import Generation
 from stoker.server.http import Scope, request_id, tenant
-from stoker.server.sampling import messages_of, sampling_params, streams_usage
+from stoker.server.sampling import sampling_params, streams_usage
 from stoker.server.schemas import ChatCompletionRequest, GenerationFields
 from stoker.server.service import Service
 from stoker.server.shapes import CHAT
@@ -30,30 +35,60 @@ def check(fields: ChatCompletionRequest) -> None:
         )
     if fields.top_logprobs is not None and not fields.logprobs:
         raise refuse("top_logprobs", "top_logprobs is given, but logprobs is not true")
-    _params(fields)
+    if fields.continue_final_message and fields.add_generation_prompt:
+        raise refuse(
+            "continue_final_message",
+            "continue_final_message is true, but so is add_generation_prompt: allowed: one of them",
+        )
+    if fields.metadata and not fields.store:
+        raise refuse("metadata", "metadata is given, but store is not true: nothing would carry it")
+    messages_of(fields.messages)
+    _params(fields, constraint_of(fields)[0])
 
 
 async def understand(
     service: Service, scope: Scope, fields: ChatCompletionRequest, model: ServedModel
 ) -> Asked:
     """One request to the engine. Raises `Refusal` for a model without a chat template."""
-    if not model.has_chat_template:
-        raise refuse(
-            "messages",
-            f"{model.card.name} has no chat template (it is a base model); allowed: POST /v1/completions",
-        )
     include_usage, continuous_usage = streams_usage(fields)
-    messages = messages_of(fields.messages)
+    constraint, constraint_field = constraint_of(fields)
+    conversation = conversation_of(fields, constraint, constraint_field)
+    prepared = prepare(model, conversation, _params(fields, constraint))
+    prompt: Prompt = prepared.chat
+    if fields.continue_final_message:
+        prompt = await open_prompt(model, prepared.chat)
     prompt_ids = None
     if continuous_usage or fields.return_token_ids:
-        prompt_ids = (tuple(await model.encode(messages)),)
+        prompt_ids = (tuple(await model.encode(prompt)),)
     return Asked(
-        (engine_request(service, scope, fields, model, messages, _params(fields)),),
+        (engine_request(service, scope, fields, model, prompt, prepared.sampling),),
         stream=bool(fields.stream),
         include_usage=include_usage,
         continuous_usage=continuous_usage,
         return_token_ids=bool(fields.return_token_ids),
         prompt_ids=prompt_ids,
+        prompt_logprobs=fields.prompt_logprobs is not None,
+        parser=None if prepared.is_plain else prepared.parser,
+        service_tier=tier_of(fields),
+        constraint_field="tools" if prepared.callable_tools else constraint_field,
+    )
+
+
+def conversation_of(
+    fields: ChatCompletionRequest, constraint: Constraint | None, constraint_field: str
+) -> Conversation:
+    """What `fields` ask for, apart from how tokens are chosen. Raises `Refusal`."""
+    return Conversation(
+        messages_of(fields.messages),
+        tools=tools_of(fields.tools),
+        tool_choice=tool_choice_of(fields.tool_choice),
+        parallel_tool_calls=fields.parallel_tool_calls is not False,
+        constraint=constraint,
+        reasoning_effort=fields.reasoning_effort,
+        thinking_budget_tokens=fields.thinking_token_budget,
+        variables=fields.chat_template_kwargs or {},
+        add_generation_prompt=fields.add_generation_prompt is not False and not fields.continue_final_message,
+        fields=FieldNames(constraint=constraint_field),
     )
 
 
@@ -68,7 +103,8 @@ def engine_request(
     number: int = 0,
 ) -> Request:
     """A request to the engine, with an id of its own and the tenant that the key and `user` make."""
-    who = "/".join(part for part in (tenant(scope), fields.user) if part)
+    user = fields.user or fields.safety_identifier
+    who = "/".join(part for part in (tenant(scope), user) if part)
     return Request(
         service.engine_id(request_id(scope), number),
         prompt,
@@ -78,10 +114,18 @@ def engine_request(
         tenant=who,
         cache_salt=fields.cache_salt or "",
         deadline_ms=fields.deadline_ms,
+        background=fields.service_tier == "flex",
     )
 
 
-def _params(fields: ChatCompletionRequest) -> SamplingParams:
+def tier_of(fields: GenerationFields) -> str | None:
+    """The tier that answers, if one was asked for."""
+    if fields.service_tier is None:
+        return None
+    return "flex" if fields.service_tier == "flex" else "default"
+
+
+def _params(fields: ChatCompletionRequest, constraint: Constraint | None) -> SamplingParams:
     max_tokens = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
     logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
-    return sampling_params(fields, max_tokens=max_tokens, logprobs=logprobs)
+    return sampling_params(fields, max_tokens=max_tokens, logprobs=logprobs, constraint=constraint)

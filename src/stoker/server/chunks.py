@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 
 from stoker.api.errors import EngineError
-from stoker.api.events import DoneEvent, Event, TokensEvent
+from stoker.api.events import DoneEvent, Event, PromptEvent, TokensEvent
 from stoker.server.asked import Asked
+from stoker.server.deltas import delta_bytes, finish_reason
 from stoker.server.errors import Problem, Refusal
+from stoker.server.prompt_logprobs import echoed_logprobs, prompt_entries
 from stoker.server.shapes import Shape, TokenBytes
 from stoker.server.usage import UsageCount
 
@@ -41,8 +43,13 @@ class ChunkWriter:
         self._is_plain = not (
             asked.return_token_ids
             or asked.continuous_usage
+            or asked.parser is not None
             or asked.requests[0].sampling.logprobs is not None
+            or asked.requests[0].sampling.prompt_logprobs is not None
         )
+        self._parsers = asked.parsers()
+        self._open_choices = asked.choices
+        self._warnings: dict[str, None] = {}  # in the order they came in
         self._counts = [0] * asked.choices  # tokens so far; for the usage in each piece
         self._offsets = [0] * asked.choices  # characters so far; for text_offset
 
@@ -55,11 +62,10 @@ class ChunkWriter:
             ids = self._prompt_ids(prompt, choice)
             if self._shape.role is not None:
                 pieces.append(self._piece(choice, self._shape.role, b"", of_all=ids))
-            elif asked.echoes is not None or ids:
-                text = asked.echoes[prompt] if asked.echoes is not None else ""
+            elif (asked.echoes is not None and not asked.echo_logprobs) or ids:
+                text = asked.echoes[prompt] if asked.echoes is not None and not asked.echo_logprobs else ""
                 self._offsets[choice] = len(text)
-                body = self._shape.before_text + self._encode(text) + self._shape.after_text
-                pieces.append(self._piece(choice, body, ids))
+                pieces.append(self._piece(choice, self._text_body(text), ids))
         return b"".join(pieces)
 
     def pieces(self, events: Sequence[Event]) -> bytes:
@@ -75,24 +81,32 @@ class ChunkWriter:
                 else:
                     parts.append(self._done(event))
             return b"".join(parts)
-        return b"".join(
-            self._tokens(event) if isinstance(event, TokensEvent) else self._done(event) for event in events
-        )
+        return b"".join(self._event(event) for event in events)
 
     def closing(self) -> bytes:
         """After every choice's end: the usage, if it is wanted, and the mark that ends the stream."""
         if not self._asked.include_usage:
             return DONE
-        return self._start + b'],"usage":' + self._encode(self._usage.as_dict()) + b"}" + _END + DONE
+        usage = self._encode(self._usage.as_dict())
+        return self._start + b'],"usage":' + usage + self._warned() + b"}" + _END + DONE
+
+    def _event(self, event: Event) -> bytes:
+        if isinstance(event, TokensEvent):
+            return self._tokens(event)
+        if isinstance(event, DoneEvent):
+            return self._done(event)
+        return self._prompt(event) if isinstance(event, PromptEvent) else b""
 
     def _tokens(self, event: TokensEvent) -> bytes:
         choice = event.choice
         self._counts[choice] += len(event.token_ids)
         if not event.text and not event.token_ids:
             return b""
-        if not event.text and event.logprobs is None and not self._asked.return_token_ids:
-            return b""
-        body = self._shape.before_text + self._encode(event.text) + self._shape.after_text
+        bodies = self._bodies(choice, event.text)
+        if not bodies:
+            if event.logprobs is None and not self._asked.return_token_ids:
+                return b""
+            bodies = [self._text_body("")]
         logprobs = b"null"
         if event.logprobs is not None:
             value = self._shape.logprobs(event.logprobs, self._token_bytes, self._offsets[choice])
@@ -102,14 +116,70 @@ class ChunkWriter:
         ids = b""
         if self._asked.return_token_ids:
             ids = b',"token_ids":' + self._encode(event.token_ids)
-        return self._piece(choice, body, ids, logprobs=logprobs)
+        pieces = [self._piece(choice, bodies[0], ids, logprobs=logprobs)]
+        pieces += [self._piece(choice, body, b"") for body in bodies[1:]]
+        return b"".join(pieces)
+
+    def _text_body(self, text: str) -> bytes:
+        return self._shape.before_text + self._encode(text) + self._shape.after_text
+
+    def _bodies(self, choice: int, text: str) -> list[bytes]:
+        """What a choice's next text is to the client: one body, or one for each part that it completes."""
+        if not text:
+            return []
+        if not self._parsers:
+            return [self._text_body(text)]
+        return [delta_bytes(part, self._encode) for part in self._parsers[choice].push(text)]
 
     def _done(self, event: DoneEvent) -> bytes:
         check_end(event)
         self._usage.add(event)
+        choice, reason = event.choice, str(event.finish_reason)
+        pieces = []
+        if self._parsers:
+            parser = self._parsers[choice]
+            pieces = [self._piece(choice, delta_bytes(part, self._encode), b"") for part in parser.finish()]
+            reason = finish_reason(reason, parser.calls)
+        self._open_choices -= 1
+        self._warnings.update(dict.fromkeys(event.warnings))
+        is_last = not self._open_choices and not self._asked.include_usage
         end = b',"stop_reason":%b,"seed":%d' % (self._encode(event.stop_reason), event.seed)
-        reason = self._encode(event.finish_reason)
-        return self._piece(event.choice, self._shape.no_text, end, finish_reason=reason)
+        pieces.append(
+            self._piece(
+                choice,
+                self._shape.no_text,
+                end,
+                finish_reason=self._encode(reason),
+                of_all=self._warned() if is_last else b"",
+            )
+        )
+        return b"".join(pieces)
+
+    def _warned(self) -> bytes:
+        return b',"warnings":' + self._encode(list(self._warnings)) if self._warnings else b""
+
+    def _prompt(self, event: PromptEvent) -> bytes:
+        """Log-probabilities of a prompt: in a field of their own, or with its echo."""
+        asked = self._asked
+        number = asked.prompt_number(event.request_id)
+        field = b""
+        if asked.prompt_logprobs:
+            entries = prompt_entries(event.logprobs, self._token_bytes)
+            field = b',"prompt_logprobs":' + self._encode(entries)
+        first = number * asked.n
+        if self._shape.role is not None:
+            return self._piece(first, self._shape.no_text, b"", of_all=field)
+        if not asked.echo_logprobs:
+            return self._piece(first, self._shape.no_text, field)
+        assert asked.echoes is not None and asked.prompt_ids is not None
+        text = asked.echoes[number]
+        value = echoed_logprobs(asked.prompt_ids[number], event.logprobs, self._token_bytes, text)
+        pieces = []
+        for choice in range(first, first + asked.n):
+            self._offsets[choice] = len(text)
+            pieces.append(self._piece(choice, self._text_body(text), field, logprobs=self._encode(value)))
+            field = b""
+        return b"".join(pieces)
 
     def _piece(
         self,

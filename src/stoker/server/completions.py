@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
+from stoker.api.constraint import Constraint
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.asked import Asked
-from stoker.server.chat import engine_request
+from stoker.server.chat import engine_request, tier_of
+from stoker.server.constraints import constraint_of
 from stoker.server.errors import refuse
 from stoker.server.generation import Generation
 from stoker.server.http import Scope
@@ -31,20 +34,18 @@ def check(fields: CompletionRequest) -> None:
             "best_of",
             f"best_of is {fields.best_of}; allowed: n, which is {n} (no draw is thrown away)",
         )
-    if fields.echo and fields.logprobs is not None:
-        raise refuse(
-            "echo", "echo is true with logprobs: log-probabilities of a prompt are not given; leave one out"
-        )
-    _params(fields)
+    _params(fields, constraint_of(fields)[0])
 
 
 async def understand(service: Service, scope: Scope, fields: CompletionRequest, model: ServedModel) -> Asked:
     """A request to the engine for each prompt. Raises `RequestError` for token ids the model has not."""
     include_usage, continuous_usage = streams_usage(fields)
     prompts = _prompts(fields)
-    params = _params(fields)
+    constraint, constraint_field = constraint_of(fields)
+    params = _params(fields, constraint)
+    echo_logprobs = bool(fields.echo) and fields.logprobs is not None
     prompt_ids = None
-    if continuous_usage or fields.return_token_ids:
+    if continuous_usage or fields.return_token_ids or echo_logprobs:
         prompt_ids = tuple([tuple(await model.encode(prompt)) for prompt in prompts])
     echoes = None
     if fields.echo:
@@ -60,6 +61,10 @@ async def understand(service: Service, scope: Scope, fields: CompletionRequest, 
         return_token_ids=bool(fields.return_token_ids),
         prompt_ids=prompt_ids,
         echoes=echoes,
+        echo_logprobs=echo_logprobs,
+        prompt_logprobs=fields.prompt_logprobs is not None,
+        service_tier=tier_of(fields),
+        constraint_field=constraint_field,
     )
 
 
@@ -72,9 +77,12 @@ def _prompts(fields: CompletionRequest) -> list[str | tuple[int, ...]]:
     return [item if isinstance(item, str) else tuple(item) for item in cast("list[str | list[int]]", prompt)]
 
 
-def _params(fields: CompletionRequest) -> SamplingParams:
+def _params(fields: CompletionRequest, constraint: Constraint | None) -> SamplingParams:
     max_tokens = DEFAULT_COMPLETION_TOKENS if fields.max_tokens is None else fields.max_tokens
     # A default must not contradict what was asked for.
     if fields.max_tokens is None and fields.min_tokens is not None:
         max_tokens = max(max_tokens, fields.min_tokens)
-    return sampling_params(fields, max_tokens=max_tokens, logprobs=fields.logprobs)
+    params = sampling_params(fields, max_tokens=max_tokens, logprobs=fields.logprobs, constraint=constraint)
+    if fields.echo and fields.logprobs is not None and fields.prompt_logprobs is None:
+        params = replace(params, prompt_logprobs=fields.logprobs)
+    return params

@@ -6,10 +6,10 @@ answer's text is to be read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from stoker.api.chat import Chat, Message, Tool
@@ -18,12 +18,27 @@ from stoker.api.errors import RequestError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.errors import refuse
+from stoker.server.field_names import CHAT_FIELDS, FieldNames
+from stoker.server.tool_checks import MAX_TOOLS, check_choice, check_turns, checked_tools
 from stoker.tools import AnswerParser, ChatFormat, chat_format
 
-MAX_TOOLS = 128  # OpenAI's; each is a part of the grammar and of the prompt
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # what needs no escape in JSON; OpenAI allows 64, Anthropic 128
+__all__ = [
+    "AUTO",
+    "CHAT_FIELDS",
+    "MAX_TOOLS",
+    "Conversation",
+    "FieldNames",
+    "Prepared",
+    "ToolChoice",
+    "prepare",
+]
+
 # Tokens of thoughts for each effort; "high" and above is as much as the model likes.
-_BUDGETS: Mapping[str, int | None] = {"none": 0, "minimal": 256, "low": 1024, "medium": 8192, "high": None}
+_BUDGETS: Mapping[str, int | None] = MappingProxyType(
+    {"none": 0, "minimal": 256, "low": 1024, "medium": 8192, "high": None, "xhigh": None, "max": None}
+)
+# What templates are given in any case; a variable must not replace it.
+_TAKEN = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +50,6 @@ class ToolChoice:
 
 
 AUTO = ToolChoice()
-
-
-@dataclass(frozen=True, slots=True)
-class FieldNames:
-    """What a dialect calls the fields that are to blame; `{}` is the number of the entry."""
-
-    messages: str = "messages"
-    tools: str = "tools"
-    tool_name: str = "tools[{}].function.name"
-    tool_parameters: str = "tools[{}].function.parameters"
-    tool_choice: str = "tool_choice"
-    tool_call_id: str = "messages[{}].tool_call_id"
-    tool_calls: str = "messages[{}].tool_calls"
-    name: str = "messages[{}].name"
-    constraint: str = "response_format"
-    effort: str = "reasoning_effort"
-    budget: str = "thinking_token_budget"
-
-
-CHAT_FIELDS = FieldNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,7 @@ class Conversation:
     thinking_budget_tokens: int | None = None
     variables: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for the template
     add_generation_prompt: bool = True
-    fields: FieldNames = CHAT_FIELDS
+    fields: FieldNames = CHAT_FIELDS  # for messages of what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +98,34 @@ def prepare(model: ServedModel, conversation: Conversation, sampling: SamplingPa
             f"{model.card.name} has no chat template (it is a base model); allowed: POST /v1/completions",
         )
     form = chat_format(model.chat_template)
+    tools = checked_tools(conversation.tools, fields)
+    check_choice(conversation.tool_choice.mode, conversation.tool_choice.names, tools, fields)
+    check_turns(conversation.messages, form.template, fields)
     thinking, variables = _thinking(conversation, form, model.card.name)
-    callable_tools = _callable(conversation)
-    shown = conversation.tools if conversation.tool_choice.mode != "none" else ()
-    messages, template_tools = form.rendered(conversation.messages, shown)
+    callable_tools = _callable(conversation.tool_choice, tools)
     constraint = _constraint(conversation, form, callable_tools)
-    chat = Chat(messages, template_tools, variables, conversation.add_generation_prompt)
     if constraint is not None or thinking is not None:
         sampling = replace(
             sampling,
             constraint=constraint,
             thinking=thinking,
+            # The parser has to see marks that are control tokens.
             skip_special_tokens=sampling.skip_special_tokens
             and thinking is None
             and not (callable_tools and form.calls.has_control_tokens),
         )
+    # The model sees the parameters as they were given; without a choice it sees no tools.
+    shown = () if conversation.tool_choice.mode == "none" else conversation.tools
+    messages, template_tools = form.rendered(conversation.messages, shown)
+    chat = Chat(messages, template_tools, variables, conversation.add_generation_prompt)
     return Prepared(chat, sampling, form, callable_tools)
 
 
 def _thinking(
     conversation: Conversation, form: ChatFormat, model_name: str
 ) -> tuple[Thinking | None, Mapping[str, Any]]:
-    fields, variables = conversation.fields, conversation.variables
+    fields = conversation.fields
+    variables = _variables(conversation, form)
     effort, budget = conversation.reasoning_effort, conversation.thinking_budget_tokens
     if form.thinking is None:
         if budget is not None:
@@ -137,7 +138,7 @@ def _thinking(
         return None, variables
     if effort is not None:
         if form.thinking.takes_effort:
-            variables = {**variables, "reasoning_effort": effort}
+            variables = {"reasoning_effort": effort, **variables}
         if form.thinking.switch is not None:
             variables = {form.thinking.switch: effort != "none", **variables}
         if budget is None:
@@ -145,9 +146,21 @@ def _thinking(
     return form.thoughts(variables, budget), variables
 
 
-def _callable(conversation: Conversation) -> tuple[Tool, ...]:
-    choice, tools = conversation.tool_choice, conversation.tools
-    if choice.mode == "none" or not tools:
+def _variables(conversation: Conversation, form: ChatFormat) -> Mapping[str, Any]:
+    """Those that mean something to the template; false for a switch of thinking that it has not."""
+    where, kept = conversation.fields.variables, {}
+    for name, value in conversation.variables.items():
+        if name in _TAKEN:
+            raise refuse(where, f"{where}.{name:.80} is given, but it is made from other fields")
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", form.template):
+            kept[name] = value
+        elif not (name in ("enable_thinking", "thinking") and value is False and form.thinking is None):
+            raise refuse(where, f"{where}.{name:.80} is given, but the model's chat template does not use it")
+    return kept
+
+
+def _callable(choice: ToolChoice, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    if choice.mode == "none":
         return ()
     if choice.names:
         return tuple(tool for tool in tools if tool.name in choice.names)
@@ -157,14 +170,17 @@ def _callable(conversation: Conversation) -> tuple[Tool, ...]:
 def _constraint(conversation: Conversation, form: ChatFormat, tools: tuple[Tool, ...]) -> Constraint | None:
     if not tools:
         return conversation.constraint
-    mode = conversation.tool_choice.mode
+    fields, mode = conversation.fields, conversation.tool_choice.mode
     least = 1 if mode in ("required", "named") else 0
     most = 1 if mode == "named" or not conversation.parallel_tool_calls else None
     or_schema = None
     if conversation.constraint is not None and not least:
-        or_schema = _schema_of(conversation.constraint, conversation.fields)
+        or_schema = _schema_of(conversation.constraint, fields)
     tags = form.tags(tools, text=not least, least=least, most=most, or_schema=or_schema)
-    return Constraint("tags", tags=tags)
+    try:
+        return Constraint("tags", tags=tags)
+    except RequestError as error:  # too large
+        raise refuse(fields.tools, f"{fields.tools}: {error}") from None
 
 
 def _schema_of(constraint: Constraint, fields: FieldNames) -> str:
@@ -174,5 +190,5 @@ def _schema_of(constraint: Constraint, fields: FieldNames) -> str:
         return constraint.text
     raise refuse(
         fields.constraint,
-        f"a {constraint.kind} constraint is given together with tools; allowed: JSON, or tool_choice none",
+        f"{fields.constraint} is given together with tools; allowed: JSON, or tool_choice none",
     )

@@ -10,73 +10,56 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from stoker.server.chat_schemas import ChatMessage
 from stoker.server.errors import Refusal, refuse
 from stoker.server.first_mistake import MOST_OBJECTS
 
 F = TypeVar("F", bound=BaseModel)
 
-_LATER = "it comes with a later release"
-_TOOLS = f"tool calls are not supported: {_LATER}"
-_GRAMMARS = f"structured output is not supported: {_LATER}"
 _TEXT_ONLY = "only text goes in and comes out"
+_WHITE_SPACE = "white space in JSON is the model's choice"
 
 # Fields that clients know and this server has not: why. A value in the second table asks for nothing that is
 # not done anyway, and is let through.
 REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
     {
-        "tools": _TOOLS,
-        "tool_choice": _TOOLS,
-        "parallel_tool_calls": _TOOLS,
-        "functions": _TOOLS,
-        "function_call": _TOOLS,
-        "tool_calls": _TOOLS,
-        "tool_call_id": _TOOLS,
-        "response_format": f'{_GRAMMARS}; allowed: {{"type": "text"}}',
-        "structured_outputs": _GRAMMARS,
-        "guided_json": _GRAMMARS,
-        "guided_regex": _GRAMMARS,
-        "guided_choice": _GRAMMARS,
-        "guided_grammar": _GRAMMARS,
+        "functions": "they were replaced; allowed: tools",
+        "function_call": "it was replaced; allowed: tool_choice, and tool_calls of a message",
+        "guided_decoding_backend": "there is one way to enforce a grammar",
+        "guided_whitespace_pattern": _WHITE_SPACE,
+        "whitespace_pattern": _WHITE_SPACE,
+        "disable_any_whitespace": f"{_WHITE_SPACE}; allowed: false",
+        "disable_fallback": "there is one way to enforce a grammar; allowed: false",
+        "disable_additional_properties": "allowed: additionalProperties in the schema; false",
+        "moderation": "nothing here moderates",
+        "prompt_cache_options": "prompts are cached as long as there is room for them",
+        "prompt_cache_breakpoint": "prompts are cached to their last token",
+        "prompt_cache_retention": "prompts are cached as long as there is room for them; allowed: in_memory",
         "audio": _TEXT_ONLY,
         "modalities": f'{_TEXT_ONLY}; allowed: ["text"]',
         "prediction": "predicted outputs are not supported",
-        "reasoning_effort": "no model here takes it",
-        "verbosity": "no model here takes it",
+        "verbosity": "no model here takes it; allowed: medium",
         "web_search_options": "this server searches nothing",
-        "service_tier": "there is one tier; allowed: auto, default",
-        "store": "answers are not stored; allowed: false",
-        "metadata": "answers are not stored, so nothing would carry it; allowed: {}",
-        "prompt_logprobs": "log-probabilities of a prompt are not given here (LLM.score has them)",
         "suffix": "text in the middle of two others is not supported",
         "use_beam_search": "answers are sampled; allowed: false",
         "chat_template": "the model's own template is used",
-        "chat_template_kwargs": "the model's own template is used as it is",
-        "add_generation_prompt": "allowed: true",
-        "continue_final_message": "allowed: false",
         "documents": "not supported",
         "truncate_prompt_tokens": "prompts are never cut; one that is too long is a 400",
-        "skip_special_tokens": "control tokens are never part of an answer's text; allowed: true",
         "spaces_between_special_tokens": "allowed: true",
         "length_penalty": "answers are sampled; allowed: 1.0",
-        "name": "templates here take a role and a content",
     }
 )
 _ACCEPTED_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "tools": ([],),
         "functions": ([],),
-        "tool_calls": ([],),
-        "tool_choice": ("none",),
         "function_call": ("none",),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-        "metadata": ({},),
+        "verbosity": ("medium",),
+        "prompt_cache_retention": ("in_memory",),
+        "disable_any_whitespace": (False,),
+        "disable_fallback": (False,),
+        "disable_additional_properties": (False,),
         "use_beam_search": (False,),
-        "add_generation_prompt": (True,),
-        "continue_final_message": (False,),
-        "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True,),
         "length_penalty": (1.0, 1),
         "annotations": ([],),
@@ -98,7 +81,7 @@ def parse(body: bytes, model: type[F]) -> F:
     messages = cleaned.get("messages")
     if "messages" in known and isinstance(messages, list) and len(messages) <= MOST_OBJECTS:
         cleaned["messages"] = [
-            _without_defaults(m, ("role", "content")) if isinstance(m, dict) else m for m in messages
+            _without_defaults(m, ChatMessage.model_fields) if isinstance(m, dict) else m for m in messages
         ]
     try:
         return model.model_validate(cleaned)
@@ -191,7 +174,13 @@ def _is_form(part: int | str) -> bool:
     """True for what pydantic puts into a location to name a union's form: str, list[TextPart], ..."""
     if isinstance(part, int):
         return False
-    return part in ("str", "int", "float") or "[" in part or part.startswith("constrained-")
+    # A model's name begins with a capital letter, as no field's does.
+    return (
+        part in ("str", "int", "float")
+        or "[" in part
+        or part.startswith("constrained-")
+        or part[:1].isupper()
+    )
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -7,18 +7,19 @@ wrong later ends a stream with an error in place of the rest.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from stoker.api.errors import EngineError
+from stoker.api.errors import EngineError, PromptTooLongError, QueueFullError, RequestError
 from stoker.api.events import DoneEvent, Event
 from stoker.api.protocols import ServedModel
 from stoker.server.asked import Asked
 from stoker.server.chunks import ChunkWriter, error_piece
-from stoker.server.errors import ClientGone, problem_of
+from stoker.server.errors import ClientGone, problem_of, refuse
 from stoker.server.fields import parse
 from stoker.server.http import (
     Header,
@@ -44,6 +45,9 @@ _STREAM_HEADERS: tuple[Header, ...] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would gather the pieces
 )
+
+# Only the engine knows what it can enforce; its message says so in these words.
+_OF_CONSTRAINTS = re.compile(r"\b(constraint|schema|regex|grammar|lark|choice|tags)\b", re.IGNORECASE)
 
 F = TypeVar("F", bound=GenerationFields)
 
@@ -95,6 +99,8 @@ class Generation(Generic[F]):
             "model": card.name,
             "system_fingerprint": None if card.digest is None else f"fp_{card.digest[:16]}",
         }
+        if asked.service_tier is not None:
+            head["service_tier"] = asked.service_tier
         events = (
             model.generate(asked.requests[0]) if len(asked.requests) == 1 else merged(model, asked.requests)
         )
@@ -103,16 +109,25 @@ class Generation(Generic[F]):
             if not asked.stream:
                 return await self._gather(asked, model, head, ready)
             writer = ChunkWriter(self.shape, asked, head=head, token_bytes=model.token_bytes)
+            whole = None if asked.keep is None else WholeAnswer(self.shape, asked)
             bunch = _checked(await ready.take())
             pending = writer.opening() + writer.pieces(bunch)
             open_choices = asked.choices - _ended(bunch)
+            if whole is not None:
+                whole.add(bunch)
             while open_choices:
                 if pending:
                     await stream.write(pending)
                 bunch = _checked(await ready.take())
                 open_choices -= _ended(bunch)
                 pending = writer.pieces(bunch)
+                if whole is not None:
+                    whole.add(bunch)
+            if whole is not None and asked.keep is not None:
+                await asked.keep(whole.as_dict(head, model.token_bytes))
             return pending + writer.closing()
+        except RequestError as error:
+            raise _blamed(error, asked) from error
         finally:
             await ready.close()
 
@@ -125,7 +140,10 @@ class Generation(Generic[F]):
             bunch = _checked(await ready.take())
             answer.add(bunch)
             open_choices -= _ended(bunch)
-        return msgspec.json.encode(answer.as_dict(head, model.token_bytes))
+        value = answer.as_dict(head, model.token_bytes)
+        if asked.keep is not None:
+            await asked.keep(value)
+        return msgspec.json.encode(value)
 
 
 class _Stream:
@@ -165,6 +183,15 @@ def _checked(events: list[Event]) -> list[Event]:
     if not events:
         raise EngineError("the endpoint's events ended before every choice did")
     return events
+
+
+def _blamed(error: RequestError, asked: Asked) -> Exception:
+    """`error`, with the name of the field, if it is about what the answer must be."""
+    if asked.constraint_field is None or asked.requests[0].sampling.constraint is None:
+        return error
+    if isinstance(error, PromptTooLongError | QueueFullError) or not _OF_CONSTRAINTS.search(error.message):
+        return error
+    return refuse(asked.constraint_field, str(error), code="invalid_value")
 
 
 def _failed(scope: Scope, error: Exception) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 
-from stoker.api.events import Event
+from stoker.api.events import DoneEvent, Event, TokensEvent
 from stoker.api.protocols import Endpoint
 from stoker.api.request import Request
 
@@ -22,7 +22,9 @@ async def merged(endpoint: Endpoint, requests: tuple[Request, ...]) -> AsyncIter
         first = number * request.sampling.n
         try:
             async for event in endpoint.generate(request):
-                queue.put_nowait(dataclasses.replace(event, choice=first + event.choice))
+                if isinstance(event, TokensEvent | DoneEvent):
+                    event = dataclasses.replace(event, choice=first + event.choice)
+                queue.put_nowait(event)
         except Exception as error:  # raised again below, in the task of the one who reads
             queue.put_nowait(error)
         else:

@@ -1,4 +1,4 @@
-"""From validated fields to what the engine is asked: `SamplingParams`, messages, durations."""
+"""From validated fields to what the engine is asked: `SamplingParams`, durations, a stream's usage."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from stoker.api.chat import Message
+from stoker.api.constraint import Constraint
 from stoker.api.errors import RequestError
 from stoker.api.request import SamplingParams
 from stoker.server.errors import refuse
-from stoker.server.schemas import ChatMessage, GenerationFields
+from stoker.server.schemas import GenerationFields
 
 # Fields whose names and meaning are those of `SamplingParams`; left out, they take its defaults, which are
 # OpenAI's where OpenAI has the field.
@@ -30,19 +30,25 @@ _SAME_NAMES = (
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
+    "prompt_logprobs",
+    "skip_special_tokens",
 )
 _SECONDS_PER_UNIT: Mapping[str, float] = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0})
 
 
 def sampling_params(
-    fields: GenerationFields, *, max_tokens: int | None, logprobs: int | None
+    fields: GenerationFields,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    constraint: Constraint | None = None,
 ) -> SamplingParams:
     """How tokens are chosen. Raises `Refusal` for values that contradict each other (min_ and max_tokens)."""
     given = {name: value for name in _SAME_NAMES if (value := getattr(fields, name)) is not None}
     if fields.logit_bias is not None:
         given["logit_bias"] = {int(token_id): bias for token_id, bias in fields.logit_bias.items()}
     try:
-        return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
+        return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs, constraint=constraint)
     except RequestError as error:
         # Its messages begin with the name of the field.
         named = re.match(r"[a-z_]+", error.message)
@@ -58,19 +64,6 @@ def seconds_of(keep_alive: float | str | None) -> float | None:
         if keep_alive.endswith(unit):
             return float(keep_alive.removesuffix(unit)) * _SECONDS_PER_UNIT[unit]
     return float(keep_alive)
-
-
-def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """The turns of a chat. Parts of one content are lines of it; a developer is the system."""
-    return tuple(
-        Message(
-            "system" if message.role == "developer" else message.role,
-            message.content
-            if isinstance(message.content, str)
-            else "\n".join(part.text for part in message.content),
-        )
-        for message in messages
-    )
 
 
 def streams_usage(fields: GenerationFields) -> tuple[bool, bool]:

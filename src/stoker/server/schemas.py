@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
 from stoker.api.request import MAX_CHOICES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SEEDS
-from stoker.server.first_mistake import stopping_at_first, with_one_unknown
+from stoker.server.chat_schemas import ChatMessage, FunctionTool, ToolChoiceField
+from stoker.server.chat_schemas import Fields as Fields
+from stoker.server.output_schemas import ResponseFormat, StructuredOutputs
+from stoker.server.tool_checks import MAX_TOOLS
 
 _INT32 = (1 << 31) - 1
 MAX_PROMPTS = 128  # of one completions request; each is a request of its own to the engine
@@ -21,23 +24,9 @@ TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 StopText = Annotated[str, Field(min_length=1, max_length=4096)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 KeepAlive = Annotated[str, Field(pattern=r"^-?[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)?$")]
-
-
-class Fields(BaseModel):
-    """A request body. Nothing is converted, and what is not known is refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Called by pydantic when the class is made."""
-        return stopping_at_first(handler(source))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_unknown(cls, given: Any) -> Any:
-        return with_one_unknown(given, cls.model_fields)
 
 
 class StreamOptions(Fields):
@@ -45,6 +34,7 @@ class StreamOptions(Fields):
 
     include_usage: bool | None = Field(None, description="A last chunk with `usage` and no choices.")
     continuous_usage_stats: bool | None = Field(None, description="`usage` so far in every chunk.")
+    include_obfuscation: Literal[False] | None = Field(None, description="Chunks are not padded.")
 
 
 class GenerationFields(Fields):
@@ -84,20 +74,27 @@ class GenerationFields(Fields):
     keep_alive: float | KeepAlive | None = Field(
         None, description="How long the model stays loaded: seconds, or 5m, 1h; negative: for ever."
     )
-
-
-class TextPart(Fields):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Fields):
-    """One turn."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer means system.")
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="Or response_format.")
+    guided_json: dict[str, Any] | str | None = Field(None, description="As structured_outputs.json.")
+    guided_regex: str | None = Field(None, min_length=1, description="As structured_outputs.regex.")
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="As structured_outputs.choice."
+    )
+    guided_grammar: str | None = Field(None, min_length=1, description="As structured_outputs.grammar.")
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Log-probabilities of the prompt's tokens, and of so many of the likeliest.",
+    )
+    skip_special_tokens: bool | None = Field(
+        None, description="Default true: control tokens are no part of the text."
+    )
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        None, description="flex: only what no other request needs of the machine."
+    )
+    safety_identifier: str | None = Field(None, max_length=1024, description="As user.")
 
 
 class ChatCompletionRequest(GenerationFields):
@@ -109,6 +106,31 @@ class ChatCompletionRequest(GenerationFields):
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Only with `logprobs`.")
+    tools: list[FunctionTool] | None = Field(None, description=f"At most {MAX_TOOLS}.")
+    tool_choice: ToolChoiceField | None = Field(None, description="Default auto. none: tools are not shown.")
+    parallel_tool_calls: bool | None = Field(None, description="Default true; false: one call at most.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How long a model that thinks aloud may do so."
+    )
+    thinking_token_budget: int | None = Field(
+        None, ge=0, le=_INT32, description="Tokens of thoughts after which they are brought to an end."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Variables of the model's template, like enable_thinking."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Default true: the prompt ends where an assistant's turn begins."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="The answer goes on with the last message, which is left open."
+    )
+    prompt_cache_key: str | None = Field(
+        None, max_length=1024, description="Not needed: every prompt is found by its tokens."
+    )
+    store: bool | None = Field(None, description="Keep the answer, to be had from this path by its id.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(
+        None, max_length=16, description="Kept with a stored answer."
+    )
 
 
 class CompletionRequest(GenerationFields):
@@ -126,7 +148,9 @@ class CompletionRequest(GenerationFields):
         None, ge=1, le=_INT32, description=f"Default {DEFAULT_COMPLETION_TOKENS}, as OpenAI has it."
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    echo: bool | None = Field(None, description="The prompt before the answer; not with logprobs.")
+    echo: bool | None = Field(
+        None, description="The prompt before the answer; with logprobs also its tokens' log-probabilities."
+    )
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Only as much as n.")
 
 
@@ -137,6 +161,8 @@ class TokenizeRequest(Fields):
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     add_generation_prompt: bool | None = Field(None, description="Default true; for messages.")
+    tools: list[FunctionTool] | None = Field(None, description="For messages.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="For messages.")
     return_token_strs: bool | None = None
 
 
@@ -156,13 +182,20 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """Of the answers' tokens."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of all choices; each prompt's count once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(BaseModel):
@@ -190,24 +223,52 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a text's continuation."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
+
+
+class PromptLogprob(BaseModel):
+    """Of a token in its place of the prompt."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+class FunctionCall(BaseModel):
+    """What is called."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(BaseModel):
+    """A call."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
 
 
 class AnswerMessage(BaseModel):
     """What the model said."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
 class ChoiceEnd(BaseModel):
     """How a choice ended."""
 
     index: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None
     seed: int
     token_ids: list[int] | None = None
@@ -226,6 +287,7 @@ class CompletionChoice(ChoiceEnd):
     text: str
     logprobs: CompletionLogprobs | None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -238,7 +300,10 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None
     choices: list[ChatChoice]
     usage: Usage
+    service_tier: Literal["default", "flex"] | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    warnings: list[str] | None = Field(None, description="What of a constraint is enforced in another way.")
 
 
 class Completion(BaseModel):
@@ -251,6 +316,8 @@ class Completion(BaseModel):
     system_fingerprint: str | None
     choices: list[CompletionChoice]
     usage: Usage
+    service_tier: Literal["default", "flex"] | None = None
+    warnings: list[str] | None = Field(None, description="What of a constraint is enforced in another way.")
 
 
 class Model(BaseModel):

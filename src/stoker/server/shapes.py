@@ -28,7 +28,8 @@ class Shape:
     logprobs: Callable[[Sequence[TokenLogprob], TokenBytes, int], dict[str, Any]]
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can have it."""
     return logprob if math.isfinite(logprob) else _LOWEST_LOGPROB
 
 
@@ -42,7 +43,7 @@ def token_text(data: bytes) -> str:
 
 def _chat_token(token_id: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any]:
     data = token_bytes(token_id)
-    return {"token": token_text(data), "logprob": _finite(logprob), "bytes": list(data)}
+    return {"token": token_text(data), "logprob": finite(logprob), "bytes": list(data)}
 
 
 def _chat_logprobs(entries: Sequence[TokenLogprob], token_bytes: TokenBytes, offset: int) -> dict[str, Any]:
@@ -62,9 +63,9 @@ def _text_logprobs(entries: Sequence[TokenLogprob], token_bytes: TokenBytes, off
         offset += len(token)
     return {
         "tokens": tokens,
-        "token_logprobs": [_finite(entry.logprob) for entry in entries],
+        "token_logprobs": [finite(entry.logprob) for entry in entries],
         "top_logprobs": [
-            {token_text(token_bytes(i)): _finite(value) for i, value in entry.top} for entry in entries
+            {token_text(token_bytes(i)): finite(value) for i, value in entry.top} for entry in entries
         ],
         "text_offset": offsets,
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stoker.api.request import SamplingParams
+from stoker.server.chat_messages import messages_of, tools_of
+from stoker.server.conversation import Conversation, prepare
 from stoker.server.errors import refuse
 from stoker.server.fields import parse
 from stoker.server.http import Receive, Scope, Send, answer_json, read_body
-from stoker.server.sampling import messages_of
 from stoker.server.schemas import DetokenizeRequest, TokenizeRequest
 from stoker.server.service import Service
 from stoker.server.shapes import token_text
@@ -26,19 +28,23 @@ class Tokenize:
             fields = parse(await read_body(scope, receive, service.options, service.bodies), TokenizeRequest)
             if (fields.prompt is None) == (fields.messages is None):
                 raise refuse("prompt", "one of prompt and messages is needed, and not both")
-            if fields.messages is None and fields.add_generation_prompt is not None:
-                raise refuse("add_generation_prompt", "add_generation_prompt is only for messages")
+            if fields.messages is None:
+                for name in ("add_generation_prompt", "tools", "chat_template_kwargs"):
+                    if getattr(fields, name) is not None:
+                        raise refuse(name, f"{name} is only for messages")
             add_generation_prompt = fields.add_generation_prompt is not False
             async with service.host.use(service.model_name(fields.model)) as model:
                 if fields.prompt is not None:
                     token_ids = await model.encode(fields.prompt)
                 else:
                     assert fields.messages is not None
-                    if not model.has_chat_template:
-                        raise refuse("messages", f"{model.card.name} has no chat template; allowed: prompt")
-                    token_ids = await model.encode(
-                        messages_of(fields.messages), add_generation_prompt=add_generation_prompt
+                    conversation = Conversation(
+                        messages_of(fields.messages),
+                        tools=tools_of(fields.tools),
+                        variables=fields.chat_template_kwargs or {},
+                        add_generation_prompt=add_generation_prompt,
                     )
+                    token_ids = await model.encode(prepare(model, conversation, SamplingParams()).chat)
                 answer = {
                     "count": len(token_ids),
                     "max_model_len": model.card.context_tokens,

@@ -14,6 +14,7 @@ class UsageCount:
 
     n: int  # choices of each prompt
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     _prompts: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (tokens, cached)
 
     def add(self, done: DoneEvent) -> None:
@@ -23,6 +24,7 @@ class UsageCount:
         tokens, cached = self._prompts.get(prompt, (done.usage.prompt_tokens, done.usage.cached_tokens))
         self._prompts[prompt] = (tokens, min(cached, done.usage.cached_tokens))
         self.completion_tokens += done.usage.completion_tokens
+        self.reasoning_tokens += done.usage.reasoning_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """OpenAI's object."""
@@ -32,4 +34,5 @@ class UsageCount:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }

@@ -1,5 +1,6 @@
 """Tool calls and thoughts in text: how each model's template writes them, and one parser for all."""
 
+from stoker.tools.arguments import arguments_schema
 from stoker.tools.format import CallFormat, ChatFormat
 from stoker.tools.parser import AnswerParser, CallMarks
 from stoker.tools.parts import CallArguments, CallStart, Part, ReasoningPart, TextPart
@@ -18,6 +19,7 @@ __all__ = [
     "ReasoningPart",
     "TextPart",
     "ThinkingMarks",
+    "arguments_schema",
     "call_format_named",
     "chat_format",
 ]

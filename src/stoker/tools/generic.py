@@ -1,4 +1,4 @@
-"""Calls of models whose template knows no tools: the system message explains them, turns show them as text."""
+"""Calls of models whose template knows no tools: the system message explains them, turns show them."""
 
 from __future__ import annotations
 

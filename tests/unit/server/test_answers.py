@@ -38,6 +38,7 @@ def test_a_chat_in_one_piece(served: Served) -> None:
         "completion_tokens": tokens,
         "total_tokens": 19 + tokens,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert answer["id"] == "chatcmpl-" + response.headers["x-request-id"]
     assert (answer["model"], answer["object"]) == ("fake", "chat.completion")
@@ -193,7 +194,7 @@ def test_what_the_engine_is_asked(served: Served) -> None:
     assert (request.priority, request.cache_salt, request.tenant) == (-3, "salt", "ann")
     assert request.deadline_ms == 5000
     assert served.host.keep_alives[-1] == 300.0
-    assert [(m.role, m.content) for m in request.prompt] == [("user", "hi")]
+    assert [(m.role, m.content) for m in request.prompt.messages] == [("user", "hi")]
 
 
 def test_parts_are_lines_and_a_developer_is_the_system(served: Served) -> None:
@@ -201,7 +202,7 @@ def test_parts_are_lines_and_a_developer_is_the_system(served: Served) -> None:
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
     assert served.post("/v1/chat/completions", {"messages": messages}).status_code == 200
     prompt = served.host.model.requests[-1].prompt
-    assert [(m.role, m.content) for m in prompt] == [("system", "be brief"), ("user", "a\nb")]
+    assert [(m.role, m.content) for m in prompt.messages] == [("system", "be brief"), ("user", "a\nb")]
 
 
 def test_an_answers_message_may_be_sent_back_with_its_nulls(served: Served) -> None:
