@@ -28,6 +28,7 @@ class Asked:
     prompt_logprobs: bool = False  # in a field of their own
     # A parser for each choice, made from what its call ids are made from; none: all text is what is said.
     parser: Callable[[str], AnswerParser] | None = None
+    answer_id: str | None = None  # none: made from the request's id
     # Called with the whole answer before its last bytes are sent; none: it is not stored.
     keep: Callable[[dict[str, Any]], Awaitable[None]] | None = None
     service_tier: str | None = None  # to be told, where it was asked for

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 from stoker.api.constraint import Constraint
 from stoker.api.protocols import ServedModel
 from stoker.api.request import Prompt, Request, SamplingParams
@@ -12,16 +15,19 @@ from stoker.server.continuation import open_prompt
 from stoker.server.conversation import Conversation, FieldNames, prepare
 from stoker.server.errors import refuse
 from stoker.server.generation import Generation
-from stoker.server.http import Scope, request_id, tenant
+from stoker.server.http import Scope, owner, request_id, tenant
 from stoker.server.sampling import sampling_params, streams_usage
 from stoker.server.schemas import ChatCompletionRequest, GenerationFields
 from stoker.server.service import Service
 from stoker.server.shapes import CHAT
 
+if TYPE_CHECKING:
+    from stoker.server.stored_chats import ChatStore
 
-def chat_endpoint(service: Service) -> Generation[ChatCompletionRequest]:
-    """The handler of POST /v1/chat/completions."""
-    return Generation(service, CHAT, ChatCompletionRequest, check, understand)
+
+def chat_endpoint(service: Service, store: ChatStore | None = None) -> Generation[ChatCompletionRequest]:
+    """The handler of POST /v1/chat/completions. Without `store` no answer can be kept."""
+    return Generation(service, CHAT, ChatCompletionRequest, check, functools.partial(understand, store=store))
 
 
 def check(fields: ChatCompletionRequest) -> None:
@@ -47,7 +53,12 @@ def check(fields: ChatCompletionRequest) -> None:
 
 
 async def understand(
-    service: Service, scope: Scope, fields: ChatCompletionRequest, model: ServedModel
+    service: Service,
+    scope: Scope,
+    fields: ChatCompletionRequest,
+    model: ServedModel,
+    *,
+    store: ChatStore | None = None,
 ) -> Asked:
     """One request to the engine. Raises `Refusal` for a model without a chat template."""
     include_usage, continuous_usage = streams_usage(fields)
@@ -60,6 +71,17 @@ async def understand(
     prompt_ids = None
     if continuous_usage or fields.return_token_ids:
         prompt_ids = (tuple(await model.encode(prompt)),)
+    answer_id, keep = None, None
+    if fields.store:
+        if store is None:
+            raise refuse("store", "store is true, but this server keeps nothing; allowed: false")
+        answer_id = await store.new_id()
+        keep = functools.partial(
+            store.keep,
+            owner(scope),
+            messages=[message.model_dump(exclude_none=True) for message in fields.messages],
+            metadata=fields.metadata or {},
+        )
     return Asked(
         (engine_request(service, scope, fields, model, prompt, prepared.sampling),),
         stream=bool(fields.stream),
@@ -69,6 +91,8 @@ async def understand(
         prompt_ids=prompt_ids,
         prompt_logprobs=fields.prompt_logprobs is not None,
         parser=None if prepared.is_plain else prepared.parser,
+        answer_id=answer_id,
+        keep=keep,
         service_tier=tier_of(fields),
         constraint_field="tools" if prepared.callable_tools else constraint_field,
     )

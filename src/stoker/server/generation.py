@@ -94,7 +94,7 @@ class Generation(Generic[F]):
         """Answer; returns the bytes that are still to be sent: a stream's last ones, or the whole answer."""
         card = model.card
         head: dict[str, Any] = {
-            "id": self.shape.id_prefix + request_id(scope),
+            "id": asked.answer_id or self.shape.id_prefix + request_id(scope),
             "created": self.service.now_s(),
             "model": card.name,
             "system_fingerprint": None if card.digest is None else f"fp_{card.digest[:16]}",
