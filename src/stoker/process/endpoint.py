@@ -372,6 +372,7 @@ class ProcessEndpoint:
         for key, vector in report.embeddings:
             answer = self._answers.get(key)
             if answer is not None:
+                self._on_progress(answer)
                 answer.put(EmbeddingEvent(answer.request.request_id, vector))
 
     def _on_progress(self, answer: Answer) -> None:

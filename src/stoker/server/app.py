@@ -17,6 +17,7 @@ from stoker.api.protocols import ModelHost
 from stoker.server.auth import Hosts, Keys
 from stoker.server.chat import chat_endpoint
 from stoker.server.completions import completions_endpoint
+from stoker.server.embeddings import Embeddings
 from stoker.server.errors import ClientGone, Problem, problem_of
 from stoker.server.files import file_routes
 from stoker.server.health import Health, Metrics, Stats, Version
@@ -76,6 +77,7 @@ def _routes(service: Service) -> Sequence[BaseRoute]:
         *response_routes(service),
         Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(service), methods=["POST"]),
         Route("/v1/messages", Messages(service), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(service), methods=["POST"]),
         Route("/v1/models", Models(service), methods=["GET"]),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from stoker import __version__
-from stoker.server import schemas
+from stoker.server import embedding_schemas, schemas
 from stoker.server.http import JSON, Receive, Scope, Send, answer_bytes
 from stoker.server.messages import schemas as messages
 
@@ -93,6 +93,14 @@ _OPERATIONS: Sequence[_Operation] = (
         messages.CountTokensRequest,
         _OF_MESSAGES,
         error=messages.MessagesError,
+    ),
+    _Operation(
+        "/v1/embeddings",
+        "post",
+        "A vector of length 1 for each text or list of token ids",
+        embedding_schemas.EmbeddingList,
+        embedding_schemas.EmbeddingRequest,
+        _OF_BODIES,
     ),
     _Operation("/v1/models", "get", "List the models on offer", schemas.ModelList),
     _Operation(
