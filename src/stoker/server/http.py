@@ -27,6 +27,8 @@ Header = tuple[bytes, bytes]
 
 JSON: Header = (b"content-type", b"application/json")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")  # what may stand in a header, a log line and an id
+# Read whatever others hold: a few clients that send large bodies slowly must not keep everybody out.
+_SMALL_BODY_BYTES = 64 << 10
 _ID_KEY = "stoker.request_id"
 _TENANT_KEY = "stoker.tenant"
 _OWNER_KEY = "stoker.owner"
@@ -128,7 +130,7 @@ async def read_body(scope: Scope, receive: Receive, options: ServerOptions, budg
                 budget.held_bytes += len(part)
                 if size > options.max_body_bytes:
                     raise _too_large(options)
-                if budget.held_bytes > options.max_bodies_bytes:
+                if budget.held_bytes > options.max_bodies_bytes and size > _SMALL_BODY_BYTES:
                     raise Refusal(
                         Problem(
                             429,

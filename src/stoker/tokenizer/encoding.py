@@ -66,7 +66,8 @@ class PlainEncoder:
         if self._library is None and self._merged_chars + len(text) > self._library_after:
             self._build_library()
         if self._library is not None:
-            ids = self._library.encode(text, add_special_tokens=False).ids
+            # The batch's call lets other threads run, and takes half the time: it keeps no offsets.
+            ids = self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
         else:
             ids = self._merge_text(text)
         return self._expand(ids) if self._expansions else ids

@@ -96,6 +96,11 @@ def test_bodies_of_all_requests_together_are_bounded() -> None:
         _wait_for(lambda: served.service.bodies.held_bytes == 199_000)
         refused = served.post("/v1/completions", b'"' + b"x" * 150_000 + b'"')
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        second = served.connect()
+        second.sendall(_request(b"x" * 101_000, length=200_000))
+        _wait_for(lambda: served.service.bodies.held_bytes == 300_000)
+        assert served.complete("x" * 10_000).status_code == 200  # small ones are not kept out
+        second.close()
         first.close()
         _wait_for(lambda: served.service.bodies.held_bytes == 0)
         assert served.complete("x" * 150_000).status_code == 200
