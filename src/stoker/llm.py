@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stoker.api.chat import Message
 from stoker.api.errors import EngineError, RequestError
-from stoker.api.events import DoneEvent, Event, TokensEvent
-from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Prompt, Request, SamplingParams, check_int
+from stoker.api.events import DoneEvent, EmbeddingEvent, Event, TokensEvent
+from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Pooling, Prompt, Request, SamplingParams, check_int
 from stoker.engine.completion import (
     Choice,
     Completion,
@@ -142,6 +143,29 @@ class LLM:
             self._abort(ids.values())
         return [found.get(i) or prompt_score_of(token_ids, []) for i, token_ids in enumerate(listed)]
 
+    def embed(
+        self, prompts: PromptLike | Sequence[PromptLike], *, pooling: Pooling = "mean"
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of length 1, [prompts, width]: the mean of all tokens' hidden states, or the "last" one's.
+
+        A prompt is text or token ids. Raises `RequestError` (also `PromptTooLongError`) before anything is
+        computed; `EngineError` if the model fails or its hidden states are not finite.
+        """
+        requests = [
+            Request(self._next_id(), prompt, SamplingParams(seed=0), pooling=pooling)
+            for prompt in _as_prompts(prompts)
+        ]
+        if not requests:
+            raise RequestError("prompts is empty; allowed: one prompt or more")
+        prompt_ids = [self._engine.encode(request) for request in requests]
+        try:
+            with self._lock, DeferredInterrupt():
+                for request, token_ids in zip(requests, prompt_ids, strict=True):
+                    self._open(request, token_ids, streams=False)
+            return np.array([self._read_vector(request.request_id) for request in requests], np.float32)
+        finally:
+            self._abort(request.request_id for request in requests)
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text; with the model's begin token, where it uses one, if `add_special`.
 
@@ -249,6 +273,14 @@ class LLM:
                 elif isinstance(event, DoneEvent):
                     choices[event.choice] = choice_of(tokens[event.choice], event)
         return tuple(choices[i] for i in range(request.sampling.n))
+
+    def _read_vector(self, request_id: str) -> tuple[float, ...]:
+        for event in self._read(request_id):  # one step gives both events
+            if isinstance(event, EmbeddingEvent):
+                return event.vector
+            if isinstance(event, DoneEvent):
+                raise EngineError(f"no embedding: {event.stop_reason}")
+        raise EngineError(f"request {request_id} gave no embedding")
 
     def _read_scores(self, request_id: str) -> list[ScoresEvent]:
         parts: list[ScoresEvent] = []

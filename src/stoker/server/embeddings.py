@@ -134,8 +134,8 @@ async def _embed(model: ServedModel, request: Request, dimensions: int | None) -
                 if dimensions is not None and dimensions != len(vector):
                     raise refuse(
                         "dimensions",
-                        f"dimensions is {dimensions}; allowed: {len(vector)}, the width of {model.card.name}, "
-                        "which is not trained to have its embeddings cut",
+                        f"dimensions is {dimensions}; allowed: {len(vector)}, {model.card.name}'s width: "
+                        "it is not trained to have its embeddings cut",
                     )
             elif isinstance(event, DoneEvent):
                 check_end(event)
