@@ -75,38 +75,45 @@ struct LoadedProgram {  // keeps what the program borrows alive
 
 std::vector<float> vector_of(const Floats& a) { return std::vector<float>(a.data(), a.data() + a.size()); }
 
-using LogitsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using RowsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 BatchView view_of(const LoadedProgram& self, const Ints& token_ids, const Ints& positions, const Ints& query_start,
-                  const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows) {
+                  const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows, const Ints& hidden_rows) {
   check_sizes({(int64_t)token_ids.size(), (int64_t)positions.size(), (int64_t)query_start.size(), (int64_t)kv_tokens.size(),
                (int64_t)tables.shape(0)});
   const BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
-              token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data()};
+              token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data(),
+              (int64_t)hidden_rows.size(), hidden_rows.data()};
   if (b.tokens > self.program.max_tokens())
     throw std::invalid_argument("a step of " + std::to_string(b.tokens) + " tokens; allowed: up to " +
                                 std::to_string(self.program.max_tokens()));
+  if (b.hidden && !self.program.hidden_width())
+    throw std::invalid_argument("batch.hidden_rows has " + std::to_string(b.hidden) + " rows; allowed: none, as the program has no hidden states");
   check_batch(b, self.vocabulary, self.cache->blocks(), self.context_tokens);
   return b;
 }
 
-nb::object run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
-               Ints logit_rows) {
-  const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows);
+nb::tuple run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
+              Ints logit_rows, Ints hidden_rows) {
+  const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows);
   const float* out;
   {
     nb::gil_scoped_release release;
     out = self.program.run(b);
   }
-  return nb::cast(LogitsView((float*)out, {(size_t)b.rows, (size_t)self.vocabulary}, nb::find(self)), nb::rv_policy::reference);
+  const auto view = [&](const float* rows, int64_t count, int64_t width) {
+    return nb::cast(RowsView((float*)rows, {(size_t)count, (size_t)width}, nb::find(self)), nb::rv_policy::reference);
+  };
+  const int64_t width = self.program.hidden_width();
+  return nb::make_tuple(view(out, b.rows, self.vocabulary), b.hidden ? view(self.program.hidden(), b.hidden, width) : nb::none());
 }
 
 void bind_steps(nb::class_<LoadedProgram>& c) {
-  c.def("float_buffer", [](LoadedProgram& s, int64_t width, bool selected) { return s.program.float_buffer(width, selected); },
-        "width"_a, "selected"_a)
+  c.def("float_buffer", [](LoadedProgram& s, int64_t width, Rows rows) { return s.program.float_buffer(width, rows); },
+        "width"_a, "rows"_a)
       .def("quantised_buffer",
-           [](LoadedProgram& s, int64_t columns, bool selected) { return s.program.quantised_buffer(columns, selected); },
-           "columns"_a, "selected"_a)
+           [](LoadedProgram& s, int64_t columns, Rows rows) { return s.program.quantised_buffer(columns, rows); },
+           "columns"_a, "rows"_a)
       .def("rope_table",
            [](LoadedProgram& s, int rotary, bool interleaved, Floats frequency) {
              return s.program.rope_table(rotary, interleaved, vector_of(frequency));
@@ -156,7 +163,9 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
       .def("add", [](LoadedProgram& s, int a, int b, int out) { s.program.add(AddStep{a, b, out}); }, "a"_a, "b"_a, "out"_a)
       .def("scale", [](LoadedProgram& s, int x, int out, float f) { s.program.add(ScaleStep{x, out, f}); }, "x"_a, "out"_a, "factor"_a)
       .def("softcap", [](LoadedProgram& s, int x, int out, float c) { s.program.add(SoftcapStep{x, out, c}); }, "x"_a, "out"_a, "cap"_a)
-      .def("select", [](LoadedProgram& s, int x, int out) { s.program.add(SelectStep{x, out}); }, "x"_a, "out"_a);
+      .def("select", [](LoadedProgram& s, int x, int out, Rows rows) { s.program.add(SelectStep{x, out, rows}); }, "x"_a, "out"_a,
+           "rows"_a)
+      .def("return_hidden", [](LoadedProgram& s, int buffer) { s.program.return_hidden(buffer); }, "buffer"_a);
 }
 
 void check_block(const KvCache& cache, int64_t block) {
@@ -269,19 +278,22 @@ NB_MODULE(_native, m) {
         s.write_block(block, payload.data());
       }, "block"_a, "payload"_a.noconvert());
 
+  nb::enum_<Rows>(m, "Rows").value("TOKENS", Rows::tokens).value("LOGITS", Rows::logits).value("HIDDEN", Rows::hidden);
+
   nb::class_<LoadedProgram> program(m, "Program");
   program.def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<KvCache>, int64_t, int64_t, int64_t>(), "pool"_a, "cache"_a,
               "max_tokens"_a, "vocabulary"_a, "context_tokens"_a)
       .def_prop_ro("buffer_bytes", [](const LoadedProgram& s) { return s.program.buffer_bytes(); })
       .def("calibrate",
-           [](LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables, Ints logit_rows, int most) {
-             const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows);
+           [](LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables, Ints logit_rows,
+              Ints hidden_rows, int most) {
+             const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows);
              nb::gil_scoped_release release;
              self.program.calibrate(b, most);
            },
-           "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "most"_a)
+           "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "hidden_rows"_a, "most"_a)
       .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(), "kv_tokens"_a.noconvert(),
-           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert());
+           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "hidden_rows"_a.noconvert());
   bind_steps(program);
   bind_sample(m);
 }

@@ -86,6 +86,13 @@ void check_written(const BatchView& b) {
       refuse(".block_tables make two tokens of one step share a slot of block " + number((int64_t)(key[0] >> 16)));
 }
 
+void check_rows(const char* name, const int32_t* rows, int64_t count, int64_t tokens) {
+  check_range(name, rows, count, 0, tokens);
+  for (int64_t r = 1; r < count; ++r)
+    if (rows[r] <= rows[r - 1])
+      refuse(std::string(".").append(name) + "[" + number(r) + "] is " + number(rows[r]) + "; allowed: rising numbers");
+}
+
 }  // namespace
 
 void check_sizes(const BatchSizes& sizes) {
@@ -104,10 +111,8 @@ void check_batch(const BatchView& b, int64_t vocabulary, int64_t num_blocks, int
   check_positions(b);
   check_blocks(b, num_blocks);
   check_written(b);
-  check_range("logit_rows", b.logit_rows, b.rows, 0, b.tokens);
-  for (int64_t r = 1; r < b.rows; ++r)
-    if (b.logit_rows[r] <= b.logit_rows[r - 1])
-      refuse(".logit_rows[" + number(r) + "] is " + number(b.logit_rows[r]) + "; allowed: rising numbers");
+  check_rows("logit_rows", b.logit_rows, b.rows, b.tokens);
+  check_rows("hidden_rows", b.hidden_rows, b.hidden, b.tokens);
 }
 
 }  // namespace stoker

@@ -11,13 +11,13 @@ int64_t tiles_of(int64_t tokens) { return (tokens + 15) / 16; }
 
 }  // namespace
 
-int Program::float_buffer(int64_t width, bool selected) {
-  floats_.push_back({width, selected, {}});
+int Program::float_buffer(int64_t width, Rows rows) {
+  floats_.push_back({width, rows, {}});
   return (int)floats_.size() - 1;
 }
 
-int Program::quantised_buffer(int64_t columns, bool selected) {
-  quantised_.push_back({columns, selected, {}, {}, {}, {}, {}, {}});
+int Program::quantised_buffer(int64_t columns, Rows rows) {
+  quantised_.push_back({columns, rows, {}, {}, {}, {}, {}, {}});
   return (int)quantised_.size() - 1;
 }
 
@@ -63,12 +63,12 @@ void Program::prepare(const BatchView& batch) {
   // Buffers grow to the largest batch seen and stay: a step after the first of its size allocates nothing.
   for (FloatBuffer& b : floats_) {
     // 16 floats more: elementwise steps work on whole vectors, also on the last of an odd number of columns.
-    const size_t need = (size_t)((b.selected ? batch.rows : batch.tokens) * b.width + 16);
+    const size_t need = (size_t)(batch.count(b.rows) * b.width + 16);
     b.data.grow(need);
   }
   for (QuantisedBuffer& b : quantised_) {
-    b.outlier_values.grow(most_outliers_ * (size_t)(b.selected ? batch.rows : batch.tokens));
-    const size_t slots = (size_t)(tiles_of(b.selected ? batch.rows : batch.tokens) * 16 * (b.columns / 32));
+    b.outlier_values.grow(most_outliers_ * (size_t)batch.count(b.rows));
+    const size_t slots = (size_t)(tiles_of(batch.count(b.rows)) * 16 * (b.columns / 32));
     b.q.grow(slots * 32), b.scale.grow(slots), b.scaled_sum.grow(slots), b.sum.grow(slots), b.half_sum.grow(2 * slots);
   }
   plans_.clear();

@@ -14,10 +14,16 @@
 
 namespace stoker {
 
+enum class Rows { tokens, logits, hidden };  // what a buffer has one row for, or a step works on
+
 // One batch, as kernels/program.py describes it. Borrowed for the length of a run.
 struct BatchView {
   int64_t tokens, sequences, table_stride, rows;
   const int32_t *token_ids, *positions, *query_start, *kv_tokens, *block_tables, *logit_rows;
+  int64_t hidden = 0;
+  const int32_t* hidden_rows = nullptr;
+
+  int64_t count(Rows of) const { return of == Rows::tokens ? tokens : of == Rows::logits ? rows : hidden; }
 };
 
 using Matrix = std::shared_ptr<const PackedMatrix>;
@@ -82,8 +88,9 @@ struct SoftcapStep {
   int x, out;
   float cap;
 };
-struct SelectStep {  // from here on one row per logit row
+struct SelectStep {  // from here on one row per logit row, or per row whose hidden state is wanted
   int x, out;
+  Rows rows = Rows::logits;
 };
 using Step = std::variant<EmbedStep, NormStep, QuantiseStep, LinearStep, GatedLinearStep, GatedStep, RopeStep,
                           AttentionStep, AddStep, ScaleStep, SoftcapStep, SelectStep>;
@@ -102,11 +109,11 @@ class Program {
   Program(ThreadPool& pool, KvCache& cache, const KernelTable& kernels, int64_t max_tokens)
       : pool_(pool), cache_(cache), kernels_(kernels), max_tokens_(max_tokens), scratch_((size_t)pool.threads()) {}
 
-  // selected: sized for the logit rows rather than for the tokens of a batch.
-  int float_buffer(int64_t width, bool selected);
-  int quantised_buffer(int64_t columns, bool selected);
+  int float_buffer(int64_t width, Rows rows);
+  int quantised_buffer(int64_t columns, Rows rows);
   int rope_table(int rotary, bool interleaved, std::vector<float> frequency);
   void add(Step step);
+  void return_hidden(int buffer) { hidden_ = buffer; }  // a float buffer of Rows::hidden
 
   // Runs the batch and chooses, for each norm whose result is quantised, the columns that coarsen their groups
   // most: up to `most` per norm. Once, before the first run; see calibrate.cc.
@@ -114,6 +121,9 @@ class Program {
 
   // Runs every step; returns the last step's float buffer, [batch.rows][width], valid until the next run.
   const float* run(const BatchView& batch);
+  // Of the last run, [batch.hidden][width], valid until the next; null and 0 of a program without hidden states.
+  const float* hidden() { return floats(hidden_); }
+  int64_t hidden_width() const { return hidden_ < 0 ? 0 : floats_[(size_t)hidden_].width; }
   int64_t buffer_bytes() const;
   int64_t max_tokens() const { return max_tokens_; }
 
@@ -121,12 +131,12 @@ class Program {
   friend struct StepRunner;
   struct FloatBuffer {
     int64_t width;
-    bool selected;
+    Rows rows;
     GrowingArray<float> data;
   };
   struct QuantisedBuffer {
     int64_t columns;
-    bool selected;
+    Rows rows;
     GrowingArray<int8_t> q;
     GrowingArray<float> scale, scaled_sum;
     GrowingArray<int32_t> sum, half_sum;
@@ -175,6 +185,7 @@ class Program {
   int64_t max_tokens_;
   std::vector<Step> steps_;
   int output_ = -1;           // float buffer of the last step
+  int hidden_ = -1;
   size_t most_outliers_ = 0;  // of any norm
   std::vector<FloatBuffer> floats_;
   std::vector<QuantisedBuffer> quantised_;

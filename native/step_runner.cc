@@ -124,9 +124,10 @@ void StepRunner::operator()(const SoftcapStep& s) {
 
 void StepRunner::operator()(const SelectStep& s) {
   const int64_t n = width(s.x);
-  begin = 0, end = batch.rows;
+  const int32_t* wanted = s.rows == Rows::hidden ? batch.hidden_rows : batch.logit_rows;
+  begin = 0, end = batch.count(s.rows);
   for (int64_t r = 0; r < end; ++r)
-    std::memcpy(p.floats(s.out) + r * n, p.floats(s.x) + batch.logit_rows[r] * n, sizeof(float) * (size_t)n);
+    std::memcpy(p.floats(s.out) + r * n, p.floats(s.x) + wanted[r] * n, sizeof(float) * (size_t)n);
 }
 
 // ---- attention -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ struct StepRunner {
 
   Program& p;
   const BatchView& batch;
-  int64_t begin, end;       // rows: tokens, or logit rows after a SelectStep; begin is a multiple of 16
+  int64_t begin, end;       // rows: tokens, or those that a SelectStep chose; begin is a multiple of 16
   int thread = kWholePool;  // the one thread that runs every step, by its number in the pool
 
   void operator()(const EmbedStep& s);

@@ -444,11 +444,11 @@ struct Model {
     return w;
   }
   void build() {
-    const int x = program.float_buffer(kWidth, false), q = program.float_buffer(kHeads * kHead, false);
-    const int key = program.float_buffer(kKvHeads * kHead, false), value = program.float_buffer(kKvHeads * kHead, false);
-    const int normed = program.quantised_buffer(kWidth, false), mixed = program.quantised_buffer(kHeads * kHead, false);
-    const int hidden = program.quantised_buffer(kHidden, false), rows = program.float_buffer(kWidth, true);
-    const int final_norm = program.quantised_buffer(kWidth, true), logits = program.float_buffer(kVocabulary, true);
+    const int x = program.float_buffer(kWidth, Rows::tokens), q = program.float_buffer(kHeads * kHead, Rows::tokens);
+    const int key = program.float_buffer(kKvHeads * kHead, Rows::tokens), value = program.float_buffer(kKvHeads * kHead, Rows::tokens);
+    const int normed = program.quantised_buffer(kWidth, Rows::tokens), mixed = program.quantised_buffer(kHeads * kHead, Rows::tokens);
+    const int hidden = program.quantised_buffer(kHidden, Rows::tokens), rows = program.float_buffer(kWidth, Rows::logits);
+    const int final_norm = program.quantised_buffer(kWidth, Rows::logits), logits = program.float_buffer(kVocabulary, Rows::logits);
     const int rope = program.rope_table(kHead, true, rope_frequencies(10000.0, kHead));
     const Matrix table = matrix(7, kVocabulary, kWidth);
     program.add(EmbedStep{x, table, 3.0f});

@@ -5,6 +5,7 @@ functions which make them return.
 """
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,13 @@ class KvCache:
     def write_block(self, block: int, payload: _Bytes) -> None:
         """Put [block_bytes] back. ValueError for no such block, or another number of bytes."""
 
+class Rows(Enum):
+    """What a buffer has one row for."""
+
+    TOKENS = ...
+    LOGITS = ...
+    HIDDEN = ...
+
 class Program:
     """Steps over named buffers, in the order they were added; `run` runs them all with the GIL released."""
 
@@ -88,6 +96,7 @@ class Program:
         kv_tokens: _Int32,
         block_tables: _Int32,
         logit_rows: _Int32,
+        hidden_rows: _Int32,
         most: int,
     ) -> None: ...
     def run(
@@ -98,11 +107,13 @@ class Program:
         kv_tokens: _Int32,
         block_tables: _Int32,
         logit_rows: _Int32,
-    ) -> _Float32:
-        """Logits [R, vocabulary], valid until the next run. ValueError for a contradictory batch."""
+        hidden_rows: _Int32,
+    ) -> tuple[_Float32, _Float32 | None]:
+        """Logits [R, vocabulary] and hidden states [H, width] (none without hidden rows), valid until the
+        next run. ValueError for a contradictory batch."""
 
-    def float_buffer(self, width: int, selected: bool) -> int: ...
-    def quantised_buffer(self, columns: int, selected: bool) -> int: ...
+    def float_buffer(self, width: int, rows: Rows) -> int: ...
+    def quantised_buffer(self, columns: int, rows: Rows) -> int: ...
     def rope_table(self, rotary: int, interleaved: bool, frequency: _Float32) -> int: ...
     def embed(self, out: int, table: PackedMatrix, scale: float) -> None: ...
     def norm(
@@ -135,7 +146,9 @@ class Program:
     def add(self, a: int, b: int, out: int) -> None: ...
     def scale(self, x: int, out: int, factor: float) -> None: ...
     def softcap(self, x: int, out: int, cap: float) -> None: ...
-    def select(self, x: int, out: int) -> None: ...
+    def select(self, x: int, out: int, rows: Rows) -> None: ...
+    def return_hidden(self, buffer: int) -> None:
+        """The float buffer, of `Rows.HIDDEN`, that `run` gives as hidden states."""
 
 class SampleWorkspace:
     """Working memory for sampling on one pool's threads."""

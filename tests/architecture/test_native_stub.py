@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def _stub_members() -> dict[str, list[str] | None]:
             found[node.name] = _parameters(node)
         elif isinstance(node, ast.ClassDef):
             found[node.name] = None
+            for member in (item for item in node.body if isinstance(item, ast.Assign)):
+                found[f"{node.name}.{ast.unparse(member.targets[0])}"] = None  # of an enum
             for method in (item for item in node.body if isinstance(item, ast.FunctionDef)):
                 is_property = any(ast.unparse(d) == "property" for d in method.decorator_list)
                 found[f"{node.name}.{method.name}"] = None if is_property else _parameters(method)
@@ -47,7 +50,7 @@ def _module_members() -> dict[str, list[str] | None]:
 
 def _signature(member: object) -> list[str] | None:
     """Parameter names of a function, from what nanobind knows of it."""
-    if isinstance(member, (type, property, str)):
+    if isinstance(member, (type, property, str, Enum)):
         return None
     member = getattr(member, "__func__", member)  # of a static method
     (signature,) = member.__nb_signature__  # type: ignore[attr-defined]  # overloads: the core has none

@@ -1,4 +1,4 @@
-"""Run as a program: SHA-256 of the logits of GGUF files on the target that STOKER_TARGET names, as JSON.
+"""Run as a program: SHA-256 of what GGUF files compute on the target that STOKER_TARGET names, as JSON.
 
     python native_digest.py KV_TYPE THREADS TOKENS FILE [FILE ..]
 
@@ -22,7 +22,7 @@ from stoker.weights.gguf import GGUFFile
 
 
 def digest(path: Path, kv_type: str, threads: int, tokens: int) -> str:
-    """Of the logits of the last rows of each step, as little-endian float32."""
+    """Of the logits and hidden states of the last rows of each step, as little-endian float32."""
     with GGUFFile.open(path) as file:
         interpreter = load_native(
             file,
@@ -36,18 +36,20 @@ def digest(path: Path, kv_type: str, threads: int, tokens: int) -> str:
     total = hashlib.sha256()
     for begin, end in itertools.pairwise(cuts):
         count = end - begin
+        rows = np.arange(max(0, count - 3), count, dtype=np.int32)
         batch = Batch(
             token_ids=ids[begin:end].astype(np.int32),
             positions=np.arange(begin, end, dtype=np.int32),
             query_start=np.array([0, count], np.int32),
             kv_tokens=np.array([end], np.int32),
             block_tables=np.arange(-(-end // BLOCK_TOKENS), dtype=np.int32)[None],
-            logit_rows=np.arange(max(0, count - 3), count, dtype=np.int32),
+            logit_rows=rows,
+            hidden_rows=rows,
         )
-        logits = interpreter.run(batch)
-        if not np.isfinite(logits).all():
-            raise SystemExit(f"{path.name}: logits that are not finite")
-        total.update(logits.astype("<f4").tobytes())
+        for numbers in (interpreter.run(batch), interpreter.hidden_states):
+            if not np.isfinite(numbers).all():
+                raise SystemExit(f"{path.name}: numbers that are not finite")
+            total.update(numbers.astype("<f4").tobytes())
     return total.hexdigest()
 
 

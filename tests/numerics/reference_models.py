@@ -24,7 +24,9 @@ def lazy_weights(file: GGUFFile) -> dict[str, Callable[[], Float32]]:
 
 
 def make_batch(
-    sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], logit_rows: Sequence[int] | None = None
+    sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]],
+    logit_rows: Sequence[int] | None = None,
+    hidden_rows: Sequence[int] = (),
 ) -> Batch:
     """A batch of (new token ids, tokens computed before, blocks), with all logits unless rows are given."""
     most = max(len(blocks) for _, _, blocks in sequences)
@@ -36,6 +38,7 @@ def make_batch(
         kv_tokens=int32([past + len(ids) for ids, past, _ in sequences]),
         block_tables=int32([[*blocks, *[-1] * (most - len(blocks))] for _, _, blocks in sequences]),
         logit_rows=int32(range(sum(counts)) if logit_rows is None else logit_rows),
+        hidden_rows=int32(hidden_rows),
     )
 
 

@@ -35,6 +35,12 @@ class Interpreter(Protocol):
         """
         ...
 
+    @property
+    def hidden_states(self) -> Float32:
+        """[H, width] what the output matrix is given, of the last run's `hidden_rows`; valid until the next
+        run."""
+        ...
+
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another. EngineError for no such block."""
         ...
@@ -75,11 +81,8 @@ def check_batch(batch: Batch, *, vocabulary: int, num_blocks: int, context_token
     _check_range("kv_tokens", batch.kv_tokens, 1, context_tokens + 1)
     _check_positions(batch)
     _check_blocks(batch, num_blocks)
-    _check_range("logit_rows", batch.logit_rows, 0, tokens)
-    rows = batch.logit_rows.tolist()
-    for i in range(1, len(rows)):
-        if rows[i] <= rows[i - 1]:
-            raise EngineError(f"batch.logit_rows[{i}] is {rows[i]}; allowed: rising numbers")
+    for name in ("logit_rows", "hidden_rows"):
+        _check_rows(name, getattr(batch, name), tokens)
 
 
 _DIMENSIONS = (
@@ -89,6 +92,7 @@ _DIMENSIONS = (
     ("kv_tokens", 1),
     ("block_tables", 2),
     ("logit_rows", 1),
+    ("hidden_rows", 1),
 )
 
 
@@ -101,6 +105,14 @@ def _check_range(name: str, values: np.ndarray, low: int, end: int) -> None:
     wrong = values[(values < low) | (values >= end)]
     if len(wrong):
         raise EngineError(f"batch.{name} holds {wrong[0]}; allowed: {low} to {end - 1}")
+
+
+def _check_rows(name: str, array: np.ndarray, tokens: int) -> None:
+    _check_range(name, array, 0, tokens)
+    rows = array.tolist()
+    for i in range(1, len(rows)):
+        if rows[i] <= rows[i - 1]:
+            raise EngineError(f"batch.{name}[{i}] is {rows[i]}; allowed: rising numbers")
 
 
 def _check_query_start(starts: list[int], tokens: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ MOST_HEAD_SIZE = 512  # attention's scratch per thread
 MOST_GROUP = 32  # query heads to a kv head: the rows of one unit of attention (kUnitRows)
 
 _NO_BIAS = np.zeros(0, np.float32)
+_ROWS: Mapping[str, _native.Rows] = MappingProxyType(
+    {"logits": _native.Rows.LOGITS, "hidden": _native.Rows.HIDDEN}
+)
 
 
 class Lowering:
@@ -51,6 +55,7 @@ class Lowering:
         target: _native.Program,
     ) -> None:
         self._ops = program.ops
+        self._hidden = program.hidden
         self._matrices = matrices
         self._vectors = vectors
         self._target = target
@@ -65,11 +70,11 @@ class Lowering:
         self._floats: dict[str, int] = {}  # activation -> float buffer
         self._quantised: dict[str, int] = {}  # activation -> quantised buffer
         self._widths: dict[str, int] = {}
-        self._free: dict[tuple[bool, int, bool], list[int]] = defaultdict(
-            list
-        )  # (quantised, width, selected)
+        # (quantised, width, what it has a row for) -> buffers
+        self._free: dict[tuple[bool, int, _native.Rows], list[int]] = defaultdict(list)
         self._ropes: dict[tuple[Any, ...], int] = {}
-        self._selected = False
+        self._rows = _native.Rows.TOKENS
+        self._rows_of: dict[str, _native.Rows] = {}  # activation -> what it has a row for
 
     def run(self) -> None:
         """Emit every step. Raises ModelFormatError for sizes the kernels cannot take."""
@@ -90,6 +95,8 @@ class Lowering:
                 emit[type(op)](op, index)  # type: ignore[operator]
                 self._done.add(index)
             self._release(index)
+        if self._hidden is not None:
+            self._target.return_hidden(self._floats[self._hidden])
 
     # --- buffers ------------------------------------------------------------------------------------
 
@@ -99,22 +106,23 @@ class Lowering:
         if width % unit and not is_last:
             raise ModelFormatError(f"activation {name!r} is {width} wide; allowed: multiples of {unit}")
         self._widths[name] = width
-        pool = self._free[(quantised, width, self._selected)]
+        self._rows_of[name] = self._rows
+        pool = self._free[(quantised, width, self._rows)]
         if pool:
             buffer = pool.pop()
         elif quantised:
-            buffer = self._target.quantised_buffer(width, self._selected)
+            buffer = self._target.quantised_buffer(width, self._rows)
         else:
-            buffer = self._target.float_buffer(width, self._selected)
+            buffer = self._target.float_buffer(width, self._rows)
         (self._quantised if quantised else self._floats)[name] = buffer
         return buffer
 
     def _release(self, index: int) -> None:
-        """Return the buffers of activations whose last reader has been emitted."""
+        """Return the buffers of activations whose last reader has been emitted; results have none."""
         for kind, owned in ((False, self._floats), (True, self._quantised)):
             for name in [n for n in owned if self._last_read.get(n, len(self._ops)) <= index]:
                 if all(reader in self._done for reader in self._readers[name]):
-                    self._free[(kind, self._widths[name], self._selected)].append(owned.pop(name))
+                    self._free[(kind, self._widths[name], self._rows_of[name])].append(owned.pop(name))
 
     def _take_over(self, source: str, name: str, index: int) -> int | None:
         """The float buffer of `source` for `name` when op `index` is its last reader, else none."""
@@ -123,6 +131,7 @@ class Lowering:
         buffer = self._floats.pop(source)
         self._floats[name] = buffer
         self._widths[name] = self._widths[source]
+        self._rows_of[name] = self._rows_of[source]
         return buffer
 
     # --- who reads what -----------------------------------------------------------------------------
@@ -346,8 +355,9 @@ class Lowering:
         self._quantise_if_wanted(op.out)
 
     def _select(self, op: SelectRows, index: int) -> None:
-        self._selected = True
-        self._target.select(x=self._floats[op.x], out=self._new(op.out, self._widths[op.x]))
+        self._rows = _ROWS[op.rows]
+        out = self._new(op.out, self._widths[op.x])
+        self._target.select(x=self._floats[op.x], out=out, rows=self._rows)
         self._quantise_if_wanted(op.out)
 
 

@@ -11,7 +11,7 @@ from stoker import _native
 from stoker.api.errors import CapacityError, EngineError
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.lowering import Lowering
-from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Program, UInt8
+from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Float32, Program, UInt8
 
 KvType = Literal["int8", "f16"]
 
@@ -55,6 +55,7 @@ class NativeInterpreter:
         self.context_tokens = program.context_tokens
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
         self._vocabulary = program.vocabulary
+        self._hidden: Float32 | None = None
         self._num_blocks = num_blocks
         self._program = _native.Program(
             pool,
@@ -83,6 +84,7 @@ class NativeInterpreter:
             np.array([tokens], np.int32),
             np.arange(-(-tokens // BLOCK_TOKENS), dtype=np.int32)[None],
             np.array([tokens - 1], np.int32),
+            NO_ROWS,
             outliers,
         )
 
@@ -115,9 +117,11 @@ class NativeInterpreter:
             batch.kv_tokens,
             batch.block_tables,
             batch.logit_rows,
+            batch.hidden_rows,
         )
         try:
-            return self._program.run(*arrays)
+            logits, self._hidden = self._program.run(*arrays)
+            return logits
         except ValueError as error:
             raise EngineError(str(error)) from error
         except TypeError:
@@ -129,7 +133,18 @@ class NativeInterpreter:
                 num_blocks=self.num_blocks,
                 context_tokens=self.context_tokens,
             )
-            return self._program.run(*map(np.ascontiguousarray, arrays))
+            logits, self._hidden = self._program.run(*map(np.ascontiguousarray, arrays))
+            return logits
+
+    @property
+    def hidden_states(self) -> Float32:
+        """[H, width] of the last run's hidden rows, a view that is valid until the next run.
+
+        Raises EngineError if the last run had none.
+        """
+        if self._hidden is None:
+            raise EngineError("the last step had no hidden rows")
+        return self._hidden
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values between blocks. Raises EngineError for no such block."""

@@ -7,8 +7,8 @@ Every op writes one new name (no name is written twice), so that an interpreter 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -116,10 +116,11 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class SelectRows:
-    """out[r] = x[batch.logit_rows[r]]: from here on one row per row whose logits are wanted."""
+    """out[r] = x[rows[r]], rows being the batch's logit_rows or hidden_rows: from here on a row for each."""
 
     out: str
     x: str
+    rows: Literal["logits", "hidden"] = "logits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +158,17 @@ class KvLayer:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Ops in order; the last one's `out` ("logits") is [rows wanted, vocabulary]."""
+    """Ops in order; the last one's `out` ("logits") is [rows wanted, vocabulary].
+
+    `hidden` names what is the hidden state of a token, computed for the batch's hidden_rows only.
+    """
 
     ops: tuple[Op, ...]
     kv_layers: tuple[KvLayer, ...]
     vocabulary: int
     context_tokens: int
     architecture: str
+    hidden: str | None = None
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -172,9 +177,13 @@ class Program:
         return tuple(dict.fromkeys(name for name in used if name is not None))
 
 
+NO_ROWS: Final[Int32] = np.empty(0, np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step, described once for every interpreter. T tokens of S sequences, R rows of logits wanted.
+    """One step, described once for every interpreter. T tokens of S sequences, R rows of logits and H hidden
+    states wanted.
 
     Sequence s owns tokens query_start[s] .. query_start[s+1]-1, which take the consecutive positions up to
     kv_tokens[s]-1; position p lives in block block_tables[s, p // 16], slot p % 16.
@@ -186,6 +195,7 @@ class Batch:
     kv_tokens: Int32  # [S], KV length once this step's tokens are in
     block_tables: Int32  # [S, most blocks of any]; unused entries are -1
     logit_rows: Int32  # [R], ascending indices into T
+    hidden_rows: Int32 = field(default_factory=lambda: NO_ROWS)  # [H], likewise
 
     @property
     def tokens(self) -> int:

@@ -174,9 +174,9 @@ def add(a: Float32, b: Float32) -> Float32:
     return a + b
 
 
-def select_rows(x: Float32, logit_rows: Int32) -> Float32:
+def select_rows(x: Float32, rows: Int32) -> Float32:
     """[T, n], [R] -> [R, n]."""
-    return x[logit_rows]
+    return x[rows]
 
 
 def scale(x: Float32, factor: float) -> Float32:
@@ -253,7 +253,8 @@ def _run_add(op: Add, step: _Step) -> Float32:
 
 
 def _run_select_rows(op: SelectRows, step: _Step) -> Float32:
-    return select_rows(step.values[op.x], step.batch.logit_rows)
+    rows = step.batch.logit_rows if op.rows == "logits" else step.batch.hidden_rows
+    return select_rows(step.values[op.x], rows)
 
 
 def _run_scale(op: Scale, step: _Step) -> Float32:
@@ -302,6 +303,7 @@ class ReferenceInterpreter:
         self._k_caches: list[KvArray] = [np.zeros(shape, np.dtype(kv_type)) for shape in shapes]
         self._v_caches: list[KvArray] = [np.zeros(shape, np.dtype(kv_type)) for shape in shapes]
         self._last_use = _last_uses(program)
+        self._hidden: Float32 | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -335,7 +337,15 @@ class ReferenceInterpreter:
             step.values[op.out] = OPS[type(op)](op, step)
             for name in [name for name in step.values if self._last_use.get(name, index) < index]:
                 del step.values[name]
+        self._hidden = None if self._program.hidden is None else step.values[self._program.hidden]
         return step.values[self._program.ops[-1].out]
+
+    @property
+    def hidden_states(self) -> Float32:
+        """[H, width] of the last run. Raises EngineError for a program that has none."""
+        if self._hidden is None:
+            raise EngineError(f"{self._program.architecture} has no hidden states, or nothing was run")
+        return self._hidden
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another."""

@@ -52,9 +52,12 @@ def transformer(config: ModelConfig, layer: Layer, *, embedding_scale: float = 1
     for index in range(config.layers):
         ops += layer(config, index, ops[-1].out)
     output = "output.weight" if config.has("output.weight") else "token_embd.weight"
+    result = ops[-1].out
     ops += [
         # Rows are chosen before the norm, so that only wanted ones are normed and multiplied.
-        SelectRows("selected", ops[-1].out),
+        SelectRows("hidden_selected", result, "hidden"),
+        RmsNorm("hidden", "hidden_selected", "output_norm.weight", config.norm_eps),
+        SelectRows("selected", result),
         RmsNorm("final_norm", "selected", "output_norm.weight", config.norm_eps),
     ]
     if config.final_softcap is None:
@@ -70,6 +73,7 @@ def transformer(config: ModelConfig, layer: Layer, *, embedding_scale: float = 1
         vocabulary=config.vocabulary,
         context_tokens=config.context_tokens,
         architecture=config.architecture,
+        hidden="hidden",
     )
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from stoker.api.errors import EngineError
 from stoker.kernels.interpreter import check_batch
-from stoker.kernels.program import Batch
+from stoker.kernels.program import NO_ROWS, Batch
 
 _native = pytest.importorskip("stoker._native", reason="the native core is not built: make builds it")
 
 VOCABULARY, BLOCKS, CONTEXT, MOST_TOKENS = 50, 40, 100, 64
-FIELDS = ("token_ids", "positions", "query_start", "kv_tokens", "block_tables", "logit_rows")
+FIELDS = ("token_ids", "positions", "query_start", "kv_tokens", "block_tables", "logit_rows", "hidden_rows")
 
 
 def _int32(values: Any) -> npt.NDArray[np.int32]:
@@ -36,20 +36,26 @@ def _batch() -> Batch:
         kv_tokens=_int32([31, 20, 40]),
         block_tables=tables,
         logit_rows=_int32([0, 20, 24]),
+        hidden_rows=_int32([1, 2, 23]),
     )
 
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    """The smallest program there is: token ids to rows of a table, one value for each logit."""
+    """The smallest program there is: token ids to rows of a table, which are logits and hidden states."""
     pool = _native.ThreadPool(1)
     cache = _native.KvCache(True, [(1, 32)], BLOCKS)
     made = _native.Program(pool, cache, MOST_TOKENS, VOCABULARY, CONTEXT)
     table = np.arange(VOCABULARY * VOCABULARY, dtype=np.float32)
     packed = _native.PackedMatrix.pack(0, table.view(np.uint8), VOCABULARY, VOCABULARY)
-    embedded, selected = made.float_buffer(VOCABULARY, False), made.float_buffer(VOCABULARY, True)
+    rows = _native.Rows
+    embedded, hidden, selected = (
+        made.float_buffer(VOCABULARY, kind) for kind in (rows.TOKENS, rows.HIDDEN, rows.LOGITS)
+    )
     made.embed(embedded, packed, 1.0)
-    made.select(embedded, selected)
+    made.select(embedded, hidden, rows.HIDDEN)
+    made.return_hidden(hidden)
+    made.select(embedded, selected, rows.LOGITS)
     return made
 
 
@@ -72,8 +78,21 @@ def _native_says(program: Any, batch: Batch) -> str | None:
 def test_a_good_batch_runs(program: Any) -> None:
     batch = _batch()
     assert _python_says(batch) is None
-    logits = program.run(*(getattr(batch, name) for name in FIELDS))
+    logits, hidden = program.run(*(getattr(batch, name) for name in FIELDS))
     assert logits[:, 0].tolist() == [0.0, 20.0 * VOCABULARY, 24.0 * VOCABULARY]
+    assert hidden[:, 0].tolist() == [1.0 * VOCABULARY, 2.0 * VOCABULARY, 23.0 * VOCABULARY]
+    without = dataclasses.replace(batch, hidden_rows=NO_ROWS)
+    logits, hidden = program.run(*(getattr(without, name) for name in FIELDS))
+    assert hidden is None
+    assert len(logits) == 3
+
+
+def test_hidden_rows_of_a_program_without_hidden_states_are_refused() -> None:
+    made = _native.Program(
+        _native.ThreadPool(1), _native.KvCache(True, [(1, 32)], BLOCKS), MOST_TOKENS, VOCABULARY, CONTEXT
+    )
+    with pytest.raises(ValueError, match="hidden_rows has 3 rows; allowed: none"):
+        made.run(*(getattr(_batch(), name) for name in FIELDS))
 
 
 def _set(field: str, index: Any, value: int) -> Batch:
@@ -102,6 +121,9 @@ WRONG = [
     (_set("block_tables", (1, 1), 6), "share a slot of block 6"),
     (_set("logit_rows", 2, 25), "batch.logit_rows holds 25; allowed: 0 to 24"),
     (_set("logit_rows", 1, 0), "batch.logit_rows[1] is 0; allowed: rising numbers"),
+    (_set("hidden_rows", 2, 25), "batch.hidden_rows holds 25; allowed: 0 to 24"),
+    (_set("hidden_rows", 0, -1), "batch.hidden_rows holds -1; allowed: 0 to 24"),
+    (_set("hidden_rows", 1, 1), "batch.hidden_rows[1] is 1; allowed: rising numbers"),
     (dataclasses.replace(_batch(), positions=_int32([1])), "batch.positions has 1 entries; allowed: 25"),
     (dataclasses.replace(_batch(), query_start=_int32([0, 25])), "batch.query_start has 2 entries"),
     (dataclasses.replace(_batch(), block_tables=_batch().block_tables[:2]), "batch.block_tables has 2"),

@@ -54,7 +54,8 @@ def test_programs_are_well_formed(architecture: str) -> None:
         assert op.out not in written, op
         read |= inputs
         written.add(op.out)
-    assert written - read == {"logits"}
+    assert written - read == {"logits", "hidden"}
+    assert program.hidden == "hidden"
     assert program.ops[-1].out == "logits"
     assert isinstance(program.ops[0], Embed)
     assert [op.layer for op in ops_of(program, Attention)] == list(range(7))
@@ -71,6 +72,13 @@ def test_only_wanted_rows_are_normed_and_multiplied(architecture: str) -> None:
     assert isinstance(norm, RmsNorm)
     assert norm.weight == "output_norm.weight"
     assert isinstance(output, Linear)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_hidden_states_are_what_the_output_matrix_is_given(architecture: str) -> None:
+    *_, hidden_select, hidden_norm, select, norm, _ = build_program(config_of(architecture)).ops
+    assert (hidden_select.x, hidden_select.rows, select.rows) == (select.x, "hidden", "logits")
+    assert hidden_norm == replace(norm, out="hidden", x=hidden_select.out)
 
 
 def test_output_is_tied_unless_the_file_has_one() -> None:
