@@ -64,6 +64,7 @@ class HttpServer:
         finally:
             started.cancel()
             await self._finish()
+            await self._service.unwritten.close()
             if self._service.state is not None:
                 await self._service.state.close()
 
@@ -76,7 +77,7 @@ class HttpServer:
         self._service.draining = True
         # The listening socket closes at once, each connection after its answer. The host ends what is open
         # after the drain with an error, which is still sent.
-        self._drain = asyncio.create_task(self._service.host.close(drain_s=self._service.options.drain_s))
+        self._drain = asyncio.create_task(self._close(self._service.options.drain_s))
         self._uvicorn.should_exit = True
 
     async def _finish(self) -> None:
@@ -86,12 +87,26 @@ class HttpServer:
         if self._drain is not None:
             self._drain.cancel()
         self._service.draining = True
-        await self._service.host.close(drain_s=0.0)
+        await self._close(0.0)
+
+    async def _close(self, drain_s: float) -> None:
+        # Works first: what they leave is gone on with by the next life of the server, so nobody waits for it.
+        for work in self._service.works:
+            await work.close()
+        await self._service.host.close(drain_s=drain_s)
+
+    async def _begin_works(self) -> None:
+        for work in self._service.works:
+            try:
+                await work.start()
+            except Exception as error:
+                _LOGGER.error("%s did not start", type(work).__name__, exc_info=error)
 
     async def _say_when_started(self, on_listening: Callable[[], None]) -> None:
         while not self._uvicorn.started:
             await asyncio.sleep(0.002)
         on_listening()
+        await self._begin_works()
 
 
 async def run_until_signal(server: HttpServer, *, on_listening: Callable[[], None]) -> None:

@@ -7,13 +7,14 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stoker.api.errors import ModelNotFoundError
 from stoker.api.protocols import ModelCard, ModelHost
 from stoker.server.errors import Problem, Refusal
 from stoker.server.http import BodyBudget
 from stoker.server.options import ServerOptions
+from stoker.server.unwritten import Unwritten
 
 if TYPE_CHECKING:
     from stoker.state import State, StateSource
@@ -28,6 +29,18 @@ class Views:
     stats: Callable[[], Awaitable[Mapping[str, Any]]]
 
 
+class Work(Protocol):
+    """What goes on beside the calls. Started once the server listens, closed before anything else is."""
+
+    async def start(self) -> None:
+        """Begin, or go on with what was left; what takes longer is a task. An error is logged."""
+        ...
+
+    async def close(self) -> None:
+        """Stop, soon. May be called again, and without a start."""
+        ...
+
+
 @dataclass(slots=True)
 class Service:
     """Owns the counters of what is open; handlers hold a reference to it."""
@@ -37,6 +50,8 @@ class Service:
     views: Views | None = None  # none: no /metrics and /stats
     state: StateSource | None = None  # none: nothing is kept
     bodies: BodyBudget = field(default_factory=BodyBudget)
+    unwritten: Unwritten = field(default_factory=Unwritten)
+    works: list[Work] = field(default_factory=list)  # filled while the routes are made
     warm: bool = False  # set once the first model was loaded: from then on one that is not, can be
     draining: bool = False  # set once, by whoever stops the server
     open_requests: int = 0

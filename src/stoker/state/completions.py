@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, column, delete, insert, select, table
+from sqlalchemy import Connection, Row, column, delete, insert, literal, select, table
 
 from stoker.state.database import Database
 from stoker.state.files import page_of
@@ -57,6 +57,10 @@ class Completions:
         """A completion of now, not yet in the tables."""
         now_us = time.time_ns() // 1000
         return StoredCompletion(completion_id, owner, now_us, model, body, messages, metadata)
+
+    async def check(self) -> None:
+        """Raise `UnavailableError` if the database does not answer now."""
+        await self.database.read(lambda connection: connection.execute(select(literal(1))).one())
 
     async def add(self, completion: StoredCompletion) -> None:
         """Put a completion into the tables; one that is there already stays as it is."""

@@ -18,6 +18,7 @@ def response_routes(service: Service) -> Sequence[BaseRoute]:
     """The routes, and what they share."""
     records = Records(service)
     runs = BackgroundRuns(service, records)
+    service.works.append(runs)
     one = Methods(GET=OneResponse(records, runs), DELETE=DeleteResponse(records, runs))
     path = "/v1/responses/{response_id}"
     return (

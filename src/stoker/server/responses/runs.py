@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from stoker.api.errors import CapacityError, EngineError, StokerError, UnavailableError
+from stoker.api.errors import CapacityError, EngineError, QueueFullError, StokerError, UnavailableError
 from stoker.api.protocols import ServedModel
 from stoker.server.errors import problem_of
 from stoker.server.ready import ReadyEvents
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("stoker.server")
 _MOST_AT_ONCE = 64  # at the engine; the others wait here, where they cost a few kilobytes
+_MOST_RUNS = 4096  # in memory, each with its body
 _MOST_TRIES = 12  # when there is no room, or the model does not answer: some minutes in all
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -143,7 +144,7 @@ class BackgroundRuns:
         self._records = records
         self._runs: dict[str, Run] = {}
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
-        self._sweep: asyncio.Task[None] | None = None
+        self._house: asyncio.Task[None] | None = None
 
     def find(self, owner: str, response_id: str) -> Run | None:
         """The owner's run that is worked on here."""
@@ -151,7 +152,15 @@ class BackgroundRuns:
         return run if run is not None and run.order.owner == owner else None
 
     async def begin(self, order: Order, asked: Asked) -> Run:
-        """Store a response that is to be worked on, and begin. Raises `UnavailableError` if it cannot be."""
+        """Store a response that is to be worked on, and begin.
+
+        Raises `UnavailableError` if it cannot be stored, `QueueFullError` if there are too many.
+        """
+        if len(self._runs) >= _MOST_RUNS:
+            raise QueueFullError(
+                f"{len(self._runs)} background responses are open; allowed: at most {_MOST_RUNS}",
+                retry_after_s=10.0,
+            )
         answering = Answering(asked.head, asked.items, EventLog())
         answering.queued()
         table = await self._records.table()
@@ -175,9 +184,10 @@ class BackgroundRuns:
 
     async def cancel(self, run: Run) -> None:
         """End a run; when this returns it is stored as cancelled, or had ended before."""
-        run.cancelled = True
         assert run.task is not None
-        run.task.cancel()
+        if not run.answering.ended:  # else it is being stored
+            run.cancelled = True
+            run.task.cancel()
         await asyncio.wait({run.task})
 
     # --- working -------------------------------------------------------------------------------------
@@ -262,19 +272,45 @@ class BackgroundRuns:
 
     async def start(self) -> None:
         """Go on with what another life of this server has left, and from now on forget what is too old."""
+        if self._service.state is not None and self._house is None:
+            # A database that is not there yet holds nothing to go on with.
+            self._house = asyncio.create_task(self._keep_house(goes_on=self._has_state()))
+
+    def _has_state(self) -> bool:
+        """False before the first who needs a state made its database: nobody else shall."""
+        assert self._service.state is not None
+        file = self._service.state.location.sqlite_file
+        return file is None or file.exists()
+
+    async def _keep_house(self, *, goes_on: bool) -> None:
+        while True:
+            pause_s = _SWEEP_S
+            try:
+                if goes_on:
+                    await self._go_on()
+                    goes_on = False
+                if self._has_state():
+                    while await (await self._records.table()).drop_old():
+                        continue
+            except StokerError as error:
+                _LOGGER.warning("background and old responses wait: %s", error)
+                pause_s = _LONGEST_PAUSE_S
+            await asyncio.sleep(pause_s)
+
+    async def _go_on(self) -> None:
         table = await self._records.table()
         for stored in await table.unfinished():
             if stored.id in self._runs:
                 continue
             try:
                 run = self._resumed(stored)
-            except Exception as error:  # a row of another version: the rest goes on
-                _LOGGER.error("a background response cannot be gone on with", exc_info=error)
-                await table.change(stored.id, follows=[stored.status], status="failed")
+            except Exception as error:  # a row that this version cannot read: the rest goes on
+                _LOGGER.error("%s cannot be gone on with", stored.id, exc_info=error)
+                why = {"code": "server_error", "message": "another version of the server began this response"}
+                body = {**msgspec.json.decode(stored.body), "status": "failed", "error": why}
+                await table.change(stored.id, follows=[stored.status], status="failed", body=dumped(body))
                 continue
             self._begin(run)
-        if self._sweep is None:
-            self._sweep = asyncio.create_task(self._forget_old())
 
     def _resumed(self, stored: StoredResponse) -> Run:
         order = order_of(stored)
@@ -282,20 +318,11 @@ class BackgroundRuns:
         answering.queued()
         return Run(order, answering, stored)
 
-    async def _forget_old(self) -> None:
-        while True:
-            try:
-                while await (await self._records.table()).drop_old():
-                    continue
-            except StokerError as error:
-                _LOGGER.warning("old responses stay for now: %s", error)
-            await asyncio.sleep(_SWEEP_S)
-
     async def close(self) -> None:
         """Stop working; what is not finished stays in the database as it is."""
         tasks = [run.task for run in self._runs.values() if run.task is not None]
-        if self._sweep is not None:
-            tasks.append(self._sweep)
+        if self._house is not None:
+            tasks.append(self._house)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
