@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from stoker.api.protocols import ModelHost
 from stoker.server.auth import Hosts, Keys
+from stoker.server.batches import BatchRunner, batch_routes
 from stoker.server.chat import chat_endpoint
 from stoker.server.completions import completions_endpoint
 from stoker.server.embeddings import Embeddings
@@ -29,6 +30,7 @@ from stoker.server.options import ServerOptions
 from stoker.server.page_files import page_routes
 from stoker.server.responses import response_routes
 from stoker.server.service import Service, Views
+from stoker.server.stored_chats import ChatStore, stored_chat_routes
 from stoker.server.tokenize import Detokenize, Tokenize
 from stoker.state import StateSource
 
@@ -48,7 +50,7 @@ def build_app(
     """
     service = Service(host, options, views, state)
     # Ours is the only code that answers unknown paths and methods: with "app" in the scope the router raises.
-    router = Router([*_routes(service), *page_routes()], redirect_slashes=False)
+    router = Router([*_all_routes(service), *page_routes()], redirect_slashes=False)
     app: Any = Gate(router, Hosts(options.allowed_hosts), Keys(options.api_keys))
     if options.allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -71,11 +73,28 @@ def build_app(
     return app, service
 
 
+def _all_routes(service: Service) -> Sequence[BaseRoute]:
+    """Those that answer, and those of batches, whose lines go through the former."""
+    routes = _routes(service)
+    runner = BatchRunner(service, _handlers(routes), lambda behind: _handlers(_routes(behind)))
+    service.works.append(runner)
+    return (*routes, *batch_routes(service, runner))
+
+
+def _handlers(routes: Sequence[BaseRoute]) -> dict[str, Handler]:
+    return {
+        route.path: route.app
+        for route in routes
+        if isinstance(route, Route) and route.methods is not None and "POST" in route.methods
+    }
+
+
 def _routes(service: Service) -> Sequence[BaseRoute]:
+    chats = ChatStore(service)
     routes: list[BaseRoute] = [
         *file_routes(service),
         *response_routes(service),
-        Route("/v1/chat/completions", chat_endpoint(service), methods=["POST"]),
+        *stored_chat_routes(service, chats, chat_endpoint(service, chats)),
         Route("/v1/completions", completions_endpoint(service), methods=["POST"]),
         Route("/v1/embeddings", Embeddings(service), methods=["POST"]),
         Route("/v1/messages", Messages(service), methods=["POST"]),
