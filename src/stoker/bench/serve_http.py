@@ -217,10 +217,11 @@ class Connection(asyncio.Protocol):
         """Send a request; wait for the response's end. Fills `arrivals` as reads come."""
         assert self._transport is not None
         parser = ResponseParser()
-        if not self.usable:
+        self.heard = False
+        if not self.usable:  # the server has closed it since its last answer
             parser.close()
             return parser
-        self._parser, self._arrivals, self.heard = parser, arrivals, False
+        self._parser, self._arrivals = parser, arrivals
         self._ended = asyncio.get_running_loop().create_future()
         self._transport.write(message)
         try:
@@ -348,7 +349,7 @@ class Client:
                 parser = await self._ask(message, found)
         except TimeoutError:
             found.failure, found.detail = "timeout", f"no end within {timeout_s:g} s"
-        except OSError as error:  # also ssl.SSLError
+        except (OSError, UnicodeError) as error:  # also ssl.SSLError; a name that DNS does not take
             found.failure, found.detail = "connect", str(error) or type(error).__name__
         else:
             found.status = parser.status

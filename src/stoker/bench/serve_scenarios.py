@@ -45,7 +45,8 @@ class Load:
             raise RequestError(f"concurrency is {self.concurrency}; allowed: 1 to {MOST_CONCURRENCY}")
         if self.rate is not None and not 0 < self.rate <= 1e5:
             raise RequestError(f"rate is {self.rate}; allowed: more than 0, up to 100000 requests per second")
-        total = self.requests * (self.prompt_tokens + self.shared_prefix_tokens)
+        each = self.prompt_tokens + self.shared_prefix_tokens
+        total = (self.requests + self.warmup) * each + self.intruder_tokens
         if total > MOST_PROMPT_TOKENS:
             raise RequestError(f"the prompts have {total} tokens in all; allowed: {MOST_PROMPT_TOKENS}")
         if self.intruder_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,6 +125,8 @@ def bench_serve(
     from stoker.bench.serve import Serving, measure_serving
     from stoker.bench.serve_target import check_api
 
+    if not math.isfinite(timeout_s) or not math.isfinite(temperature):
+        raise RequestError(f"--timeout is {timeout_s}, --temperature {temperature}; allowed: finite numbers")
     if rate is not None and concurrency is not None:
         raise RequestError("--rate and --concurrency are both given; allowed: one of them")
     asked = {
@@ -142,12 +145,12 @@ def bench_serve(
         result, samples = measure_serving(
             serving, load, seed=seed, scenario=scenario, warn=say, progress=update
         )
-    if plot is not None:
-        _write_plot(plot, result, samples)
     if as_json:
         print_json(result)
     else:
         _print(result)
+    if plot is not None:  # last: a file that cannot be written must not cost the figures
+        _write_plot(plot, result, samples)
     if not result["completed"]:
         raise typer.Exit(FAILED_STATUS)
 

@@ -235,6 +235,14 @@ def test_the_command_prints_json_and_draws_a_plot(tmp_path: Path) -> None:
         assert "time to first token" in found.stdout
 
 
+def test_a_plot_that_cannot_be_written_does_not_cost_the_figures(tmp_path: Path) -> None:
+    with _served(FakeEndpoint().answer) as url:
+        command = ["bench", "serve", "--url", url, "--requests", "2", "--output-tokens", "3", "--json"]
+        found = CliRunner().invoke(build_app(), [*command, "--plot", str(tmp_path / "no" / "such.svg")])
+    assert isinstance(found.exception, RequestError)
+    assert json.loads(found.stdout)["completed"] == 2
+
+
 def test_the_command_fails_where_nothing_was_answered() -> None:
     fake = FakeEndpoint(fail=lambda number: "busy" if number > PROBES else None)
     with _served(fake.answer) as url:
@@ -251,6 +259,9 @@ def test_the_command_fails_where_nothing_was_answered() -> None:
         (["--url", "x"], "http://HOST"),
         (["--rate", "1", "--concurrency", "2"], "one of them"),
         (["--rate", "nan"], "rate is nan"),
+        (["--timeout", "nan"], "--timeout is nan"),
+        (["--temperature", "inf"], "--temperature inf"),
+        (["--warmup", "1000000000"], "the prompts have"),
         (["--scenario", "intruder", "--requests", "5"], "one request for each stream"),
     ],
 )

@@ -191,6 +191,37 @@ def test_a_connection_is_kept_and_one_that_was_closed_meanwhile_is_made_anew() -
     assert all(e.started_s <= e.arrivals[0][0] <= e.ended_s for e in found)
 
 
+def test_a_kept_connection_that_the_server_has_closed_is_no_failure() -> None:
+    """Most servers end an idle one after some seconds, which at a low rate is before every request."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async def run() -> tuple[list[Exchange], int]:
+        async with listening(answer) as url:
+            client = Client(Address.parse(url), api_key=None, clock=time.perf_counter)
+            found = []
+            for _ in range(3):
+                found.append(await client.exchange("/x", b"{}", timeout_s=10))
+                await asyncio.sleep(0.05)  # it hears of the end
+            return found, client.retries
+
+    found, retries = asyncio.run(run())
+    assert [(e.status, e.failure) for e in found] == [(200, None)] * 3
+    assert retries == 2
+
+
+def test_a_name_that_dns_does_not_take_is_a_failure_to_connect() -> None:
+    async def ask() -> Exchange:
+        client = Client(Address.parse(f"http://{'a' * 70}.example"), api_key=None, clock=time.perf_counter)
+        return await client.exchange("/x", None, timeout_s=5)
+
+    assert asyncio.run(ask()).failure == "connect"
+
+
 def test_failures_have_kinds() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
