@@ -24,6 +24,7 @@ class Plain:
 
     marks: CallMarks
     instructions: str  # the tools follow, one a line
+    result: str = "<tool_response>\n{}\n</tool_response>"  # with the result in place of {}
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Tool], template: str
@@ -54,8 +55,7 @@ class Plain:
 
     def _turn(self, message: Message) -> Message:
         if message.role == "tool":
-            text = f"<tool_response>\n{message.content}\n</tool_response>"
-            return Message("user", text)
+            return Message("user", self.result.replace("{}", message.content, 1))
         if not message.tool_calls:
             return message
         calls = self._calls(message.tool_calls)

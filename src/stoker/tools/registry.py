@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
 from stoker.api.errors import RequestError
 from stoker.tools.format import CallFormat, ChatFormat
+from stoker.tools.gemma import GEMMA
 from stoker.tools.generic import GENERIC
 from stoker.tools.hermes import HERMES
+from stoker.tools.llama3 import LLAMA3
+from stoker.tools.mistral import MISTRAL, MISTRAL_NAMED, MISTRAL_SPACED
 from stoker.tools.thinking import thinking_marks
 
 FORMATS: Mapping[str, CallFormat] = MappingProxyType(
-    {call_format.name: call_format for call_format in (HERMES, GENERIC)}
+    {
+        call_format.name: call_format
+        for call_format in (HERMES, LLAMA3, MISTRAL, MISTRAL_SPACED, MISTRAL_NAMED, GEMMA, GENERIC)
+    }
 )
 
 
@@ -32,6 +39,15 @@ def chat_format(template: str | None) -> ChatFormat:
 
 
 def _told_name(source: str) -> str:
-    if "tools" in source and "<tool_call>" in source and "<function=" not in source:
+    """The format that a template renders calls in; in none that is known: plain text."""
+    if re.search(r"\btools\b", source) is None:
+        return "gemma" if "<start_of_turn>" in source else "generic"
+    if "[TOOL_CALLS]" in source:
+        if "[ARGS]" in source:
+            return "mistral-named"
+        return "mistral-spaced" if "[TOOL_CALLS] [" in source else "mistral"
+    if "<tool_call>" in source and "<function=" not in source and "<arg_key>" not in source:
         return "hermes"
+    if "<|start_header_id|>" in source and '"parameters": ' in source:
+        return "llama3"
     return "generic"
