@@ -53,6 +53,11 @@ def request_id(scope: Scope) -> str:
     return str(known)
 
 
+def set_request_id(scope: Scope, name: str) -> None:
+    """For a call that came without a connection."""
+    scope[_ID_KEY] = name
+
+
 def tenant(scope: Scope) -> str:
     """Who asks, as the API key tells; empty without keys."""
     return str(scope.get(_TENANT_KEY, ""))

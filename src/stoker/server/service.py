@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stoker.api.errors import ModelNotFoundError
@@ -55,6 +55,7 @@ class Service:
     warm: bool = False  # set once the first model was loaded: from then on one that is not, can be
     draining: bool = False  # set once, by whoever stops the server
     open_requests: int = 0
+    fixed_s: int | None = None  # what `now_s` says; none: the time
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def model_name(self, given: str | None) -> str:
@@ -123,4 +124,9 @@ class Service:
 
     def now_s(self) -> int:
         """Unix seconds, for `created`."""
-        return int(time.time())
+        return int(time.time()) if self.fixed_s is None else self.fixed_s
+
+    def in_background(self, host: ModelHost, created_s: int) -> Service:
+        """A service for calls that nobody waits for: `host` answers them, and its clock stands still, so that
+        the same call is answered with the same bytes. What it counts as open takes nobody's place."""
+        return replace(self, host=host, bodies=BodyBudget(), works=[], open_requests=0, fixed_s=created_s)

@@ -128,7 +128,12 @@ class Batches:
 
     async def find(self, owner: str, batch_id: str) -> StoredBatch | None:
         """The owner's batch of this id; none for another's, or one that is not there."""
-        query = select(BATCHES).where(BATCHES.c.owner == owner, BATCHES.c.id == batch_id)
+        found = await self.refreshed(batch_id)
+        return found if found is not None and found.owner == owner else None
+
+    async def refreshed(self, batch_id: str) -> StoredBatch | None:
+        """The batch as it is now, whoever's it is; none if it is not there."""
+        query = select(BATCHES).where(BATCHES.c.id == batch_id)
 
         def work(connection: Connection) -> StoredBatch | None:
             row = connection.execute(query).one_or_none()

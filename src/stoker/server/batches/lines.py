@@ -1,0 +1,170 @@
+"""The lines of a batch's input: read in pieces, checked one by one. All of it blocks: called in threads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_MOST_CUSTOM_ID_CHARS = 512
+_SEEDED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class LineProblem:
+    """Why a line cannot run."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line that is not blank. `problem` is none where `body` can be asked."""
+
+    number: int  # from 1, blank lines counted, as editors do
+    custom_id: str | None
+    body: dict[str, Any] | None
+    problem: LineProblem | None = None
+
+
+class _Form(msgspec.Struct, forbid_unknown_fields=True):
+    custom_id: str
+    method: str
+    url: str
+    body: dict[str, Any]
+
+
+def read_lines(path: Path, endpoint: str, most_line_bytes: int) -> Iterator[Line]:
+    """Every line that is not blank, in order. Ids that repeat are for the caller to notice.
+
+    Raises `OSError`.
+    """
+    with open(path, "rb") as file:
+        number = 0
+        while data := file.readline(most_line_bytes + 2):
+            number += 1
+            if len(data) > most_line_bytes + 1 or (len(data) > most_line_bytes and data[-1:] != b"\n"):
+                while data and data[-1:] != b"\n":
+                    data = file.readline(1 << 20)
+                message = f"line {number} has more than {most_line_bytes} bytes; allowed: at most that"
+                yield Line(number, None, None, LineProblem("line_too_long", message))
+                continue
+            if number == 1:
+                data = data.removeprefix(_BYTE_ORDER_MARK)
+            if data.strip():
+                yield _line(number, data, endpoint)
+
+
+def _line(number: int, data: bytes, endpoint: str) -> Line:
+    try:
+        form = msgspec.json.decode(data, type=_Form)
+    except msgspec.ValidationError as error:
+        return _bad(
+            number,
+            _custom_id(data),
+            "invalid_line",
+            f"{_said(error)}; allowed: an object with custom_id, method, url and body",
+        )
+    except UnicodeDecodeError as error:
+        return _bad(number, None, "invalid_json_line", f"it is not UTF-8: {error.reason}")
+    except msgspec.MsgspecError as error:
+        return _bad(number, None, "invalid_json_line", f"it is not valid JSON: {_said(error)}")
+    except RecursionError:
+        return _bad(number, None, "invalid_json_line", "it nests too deeply; allowed: some hundred levels")
+    if not 0 < len(form.custom_id) <= _MOST_CUSTOM_ID_CHARS:
+        allowed = f"allowed: 1 to {_MOST_CUSTOM_ID_CHARS}"
+        message = f"custom_id has {len(form.custom_id)} characters; {allowed}"
+        return _bad(number, None, "invalid_custom_id", message)
+    if form.method != "POST":
+        return _bad(number, form.custom_id, "invalid_method", f"method is {form.method!r:.40}; allowed: POST")
+    if form.url != endpoint:
+        message = f"url is {form.url!r:.100}; allowed: the batch's endpoint, which is {endpoint}"
+        return _bad(number, form.custom_id, "mismatched_endpoint", message)
+    for name in ("stream", "background"):
+        if form.body.get(name):
+            message = f"body.{name} is {form.body[name]!r:.40}; a batch takes whole answers: leave it out"
+            return _bad(number, form.custom_id, "unsupported_parameter", message)
+    return Line(number, form.custom_id, form.body)
+
+
+def _bad(number: int, custom_id: str | None, code: str, message: str) -> Line:
+    return Line(number, custom_id, None, LineProblem(code, f"line {number}: {message}"))
+
+
+def repeated(line: Line, first: int) -> Line:
+    """`line`, whose id an earlier one has."""
+    return _bad(
+        line.number,
+        line.custom_id,
+        "duplicate_custom_id",
+        f"custom_id is {line.custom_id!r:.100}, which line {first} has already",
+    )
+
+
+def _said(error: Exception) -> str:
+    text = str(error)
+    return text[:1].lower() + text[1:300]
+
+
+def _custom_id(data: bytes) -> str | None:
+    """The id of a line that is JSON and no call, where it has one."""
+    try:
+        given = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    found = given.get("custom_id") if isinstance(given, dict) else None
+    return found if isinstance(found, str) and 0 < len(found) <= _MOST_CUSTOM_ID_CHARS else None
+
+
+def body_bytes(line: Line, batch_id: str, endpoint: str) -> bytes:
+    """The body to ask. One that draws gets a seed of its own, told by the batch and the line: whenever it is
+    asked again, after a crash too, it gives the same answer."""
+    body = line.body
+    assert body is not None
+    if endpoint in _SEEDED and body.get("seed") is None:
+        body = {**body, "seed": seed_of(batch_id, line.number)}
+    return msgspec.json.encode(body)
+
+
+def seed_of(batch_id: str, number: int) -> int:
+    """A seed below 2^53, which also JavaScript reads back as it was written."""
+    digest = hashlib.sha256(f"{batch_id}\0{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 11
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of an input after one pass over it."""
+
+    total: int
+    repeats: dict[int, int]  # number of a line -> number of the first that has its id
+    problems: list[tuple[int, LineProblem]]  # the first few
+
+
+def survey(path: Path, endpoint: str, *, most_line_bytes: int, most_lines: int, most_shown: int) -> Survey:
+    """Count the lines and find what is wrong with them; stops at one line more than `most_lines`.
+
+    Raises `OSError`.
+    """
+    total = 0
+    firsts: dict[str, int] = {}
+    repeats: dict[int, int] = {}
+    problems: list[tuple[int, LineProblem]] = []
+    for line in read_lines(path, endpoint, most_line_bytes):
+        total += 1
+        if total > most_lines:
+            break
+        if line.problem is None and line.custom_id is not None:
+            first = firsts.setdefault(line.custom_id, line.number)
+            if first != line.number:
+                repeats[line.number] = first
+                line = repeated(line, first)
+        if line.problem is not None and len(problems) < most_shown:
+            problems.append((line.number, line.problem))
+    return Survey(total, repeats, problems)

@@ -1,0 +1,170 @@
+"""Runs all batches of this server's folder: the oldest first, several at once, line by line in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stoker.api.errors import StokerError
+from stoker.server.batches.answers import Answers
+from stoker.server.batches.background import BackgroundHost
+from stoker.server.batches.run import BatchRun, Means
+from stoker.server.batches.schemas import ENDPOINTS
+from stoker.server.errors import refuse
+from stoker.server.http import Handler
+from stoker.server.service import Service, Work
+from stoker.state.content import remove_content, remove_stale_uploads
+
+if TYPE_CHECKING:
+    from stoker.state import State, StoredBatch
+
+_LOGGER = logging.getLogger("stoker.server")
+# Enough to fill the engine's steps; more would only hold memory, since lines go on when one ends.
+_LINES_AT_ONCE = 32
+_BATCHES_AT_ONCE = 8
+_LOOK_S = 5.0  # for batches that another process has left behind, and for a database that is back
+_CLEAN_S = 3600.0
+_STALE_S = 86400.0
+_MOST_FAILURES = 3  # of our own making; the batch fails after them
+
+HandlersOf = Callable[[Service], Mapping[str, Handler]]
+
+
+class BatchRunner:
+    """Owns the runs. `start` it once the server runs, `close` it before the models go."""
+
+    def __init__(self, service: Service, paths: Iterable[str], handlers_of: HandlersOf) -> None:
+        """`handlers_of` gives the handlers of a service, by path; `paths` are those of `service` itself."""
+        self._service = service
+        self._paths = frozenset(paths)
+        self._handlers_of = handlers_of
+        self._runs: dict[str, tuple[BatchRun, asyncio.Task[None]]] = {}
+        self._failures: dict[str, int] = {}
+        self._woken = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(_LINES_AT_ONCE)
+        self._cleaned_s = 0.0
+        self._complained = False
+
+    def check_endpoint(self, endpoint: str) -> None:
+        """Raise `Refusal` for a path that this server does not answer."""
+        known = [path for path in ENDPOINTS if path in self._paths]
+        if endpoint not in known:
+            raise refuse("endpoint", f"endpoint is {endpoint!r:.80}; allowed: {', '.join(known)}")
+
+    async def start(self) -> None:
+        """Begin; nothing on a server that keeps nothing."""
+        if self._service.state is not None and self._main is None:
+            self._main = asyncio.create_task(self._run_all())
+
+    async def close(self) -> None:
+        """End every run where it is; the next server goes on with it."""
+        tasks = [task for _, task in self._runs.values()]
+        if self._main is not None:
+            tasks.append(self._main)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """There is a new batch."""
+        self._woken.set()
+
+    def look(self, batch_id: str) -> None:
+        """A batch was cancelled."""
+        if batch_id in self._runs:
+            self._runs[batch_id][0].look()
+
+    async def _run_all(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                if self._may_hold_batches():
+                    await self._begin_runs(await self._service.opened_state())
+                self._complained = False
+            except StokerError as error:
+                if not self._complained:
+                    _LOGGER.warning("batches wait for the state database: %s", error)
+                self._complained = True
+            except Exception:
+                _LOGGER.exception("looking for batches failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._woken.wait()
+
+    def _may_hold_batches(self) -> bool:
+        # A database that is not there yet is left to the first who needs it: a start makes no files.
+        source = self._service.state
+        assert source is not None
+        return source.location.sqlite_file is None or source.location.sqlite_file.exists()
+
+    async def _begin_runs(self, state: State) -> None:
+        batches = await state.batches.unfinished()
+        for batch in batches:
+            if len(self._runs) >= _BATCHES_AT_ONCE:
+                break
+            if batch.id not in self._runs:
+                self._begin(state, batch)
+        if time.monotonic() - self._cleaned_s > _CLEAN_S or not self._cleaned_s:
+            self._cleaned_s = time.monotonic()
+            await _clean(state, {batch.id for batch in batches})
+
+    def _begin(self, state: State, batch: StoredBatch) -> None:
+        # `created` of every answer is the batch's, so that one that is asked again has the same bytes.
+        service = self._service.in_background(BackgroundHost(self._service.host), batch.created_s)
+        means = Means(state, self._slots, self._service.options.max_body_bytes)
+        run = BatchRun(batch, means, Answers(self._handlers_of(service)))
+        task = asyncio.create_task(self._run(state, batch, run, service.works))
+        self._runs[batch.id] = (run, task)
+
+    async def _run(self, state: State, batch: StoredBatch, run: BatchRun, works: Sequence[Work]) -> None:
+        try:
+            await run.run()
+        except StokerError as error:
+            _LOGGER.warning("%s waits: %s", batch.id, error)
+            await asyncio.sleep(_LOOK_S)
+        except Exception:
+            _LOGGER.exception("%s failed", batch.id)
+            with contextlib.suppress(StokerError):  # the next look finds it again
+                await self._note_failure(state, batch)
+        finally:
+            del self._runs[batch.id]
+            for work in works:
+                await work.close()
+        self.wake()  # there is room for another
+
+    async def _note_failure(self, state: State, batch: StoredBatch) -> None:
+        failures = self._failures.get(batch.id, 0) + 1
+        self._failures[batch.id] = failures
+        if failures < _MOST_FAILURES:
+            await asyncio.sleep(_LOOK_S)
+            return
+        message = "the server failed while running this batch; its log has the reason"
+        error = {"code": "internal_error", "message": message, "line": None, "param": None}
+        await state.batches.change(
+            batch.id,
+            follows=("validating", "in_progress", "finalizing", "cancelling"),
+            status="failed",
+            errors=[error],
+        )
+
+
+async def _clean(state: State, unfinished: set[str]) -> None:
+    """Remove what nobody can reach any more: expired files, work of batches that ended, broken uploads."""
+    for file_id in await state.files.drop_expired():
+        await asyncio.to_thread(remove_content, state.place, file_id)
+    await asyncio.to_thread(remove_stale_uploads, state.place)
+    await asyncio.to_thread(_remove_old_work, state, unfinished)
+
+
+def _remove_old_work(state: State, unfinished: set[str]) -> None:
+    oldest_s = time.time() - _STALE_S
+    with contextlib.suppress(OSError):  # it is tried again in an hour
+        for folder in state.place.work("").iterdir():
+            if folder.name not in unfinished and folder.stat().st_mtime < oldest_s:
+                shutil.rmtree(folder, ignore_errors=True)
