@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_the_same_as_in_this_process(smollm2_path: Path) -> None:
     async def work() -> None:
         async with await start(smollm2_path) as endpoint:
             assert endpoint.has_chat_template
+            assert endpoint.card.digest == hashlib.sha256(smollm2_path.read_bytes()).hexdigest()
             found, *_ = await asyncio.gather(
                 read(endpoint, Request("chat", messages, sampling)),
                 *(read(endpoint, request) for request in requests_of(8, 16)),

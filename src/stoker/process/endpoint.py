@@ -41,6 +41,7 @@ from stoker.process.messages import (
 from stoker.process.options import ProcessOptions
 from stoker.process.prompts import PromptEncoder, open_tokenizer
 from stoker.tokenizer import Tokenizer
+from stoker.weights.digest import model_digest
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class ProcessEndpoint:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._created_s = int(path.stat().st_mtime) if path.exists() else 0
         self._version = _version_of(path)
+        self._digest: str | None = None  # of the model's files
         self._facts: Ready | None = None  # of the last worker that was ready
         self._prompts = PromptEncoder(tokenizer, name=name, context_tokens=1)
         self._worker: WorkerProcess | None = None  # takes requests
@@ -123,13 +125,21 @@ class ProcessEndpoint:
             path, load_options, options or ProcessOptions(), seeds=seeds, name=name or path.stem,
             tokenizer=tokenizer or open_tokenizer(path), command=command,
         )  # fmt: skip
+        # While the worker reads the file, too: what answers are traced to is known before the first of them.
+        hashing = asyncio.create_task(starting._learn_digest())
         try:
             worker = await starting._launch()
+            await hashing
         except BaseException:
+            hashing.cancel()
             await starting.close(drain_s=0)
             raise
         starting._supervisor = asyncio.create_task(starting._supervise(worker))
         return starting
+
+    async def _learn_digest(self) -> None:
+        with suppress(OSError, StokerError):  # the worker says why, if it is the file
+            self._digest = await asyncio.to_thread(model_digest, self.path)
 
     async def __aenter__(self) -> ProcessEndpoint:
         return self
@@ -141,9 +151,9 @@ class ProcessEndpoint:
 
     @property
     def card(self) -> ModelCard:
-        """Name, context, age of the file."""
+        """Name, context, digest and age of the file."""
         context_tokens = None if self._facts is None else self._facts.context_tokens
-        return ModelCard(self.name, self._down is None, context_tokens, None, self._created_s)
+        return ModelCard(self.name, self._down is None, context_tokens, self._digest, self._created_s)
 
     @property
     def ready(self) -> bool:

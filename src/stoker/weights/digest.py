@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
+from stoker.weights.gguf import GGUFFile
+from stoker.weights.places import home_folder, own_folder
+
 _READ_BYTES = 1 << 20
 
 
@@ -39,6 +42,15 @@ def weights_digest(paths: Sequence[Path], *, remembered_in: Path | None = None) 
     if note is not None:
         _write(note, answer)
     return answer
+
+
+def model_digest(path: Path) -> str:
+    """`weights_digest` of all files of the model at `path`, remembered in the user's own folder. Raises
+    `ModelFormatError` for what is no model, OSError if a file cannot be read."""
+    with GGUFFile.open(path) as file:
+        paths = file.paths
+    folder = own_folder(os.environ, home_folder())
+    return weights_digest(paths, remembered_in=None if folder is None else folder / "digests")
 
 
 def _read(note: Path) -> str | None:
