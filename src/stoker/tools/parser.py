@@ -80,10 +80,16 @@ class AnswerParser:
         if step == self._in_thoughts:
             self._give(ReasoningPart, self._held)
         elif step in (self._at_start, self._in_text) and not (self._skips_space and self._held.isspace()):
-            self._give(TextPart, self._held)
+            self._give(TextPart, self._without_cut_call(self._held))
         self._held = ""
         parts, self._parts = self._parts, []
         return parts
+
+    def _without_cut_call(self, text: str) -> str:
+        """`text` without a call whose tool's name the answer did not come to."""
+        triggers = () if self._marks is None else self._marks.triggers
+        places = [place for trigger in triggers if (place := text.find(trigger)) >= 0]
+        return text[: min(places)].rstrip() if places else text
 
     # Each step looks at what is held; False: it needs more.
 
