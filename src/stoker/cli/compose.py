@@ -266,5 +266,5 @@ def _server(
         stats=lambda: telemetry.stats_json(host),
     )
     app, service = build_app(host, options, views=views, state=storage.source())
-    app = app if tracing is None else tracing.middleware(app)
+    app = metrics.middleware(app if tracing is None else tracing.middleware(app))
     return HttpServer(app, service, listener), service, tracing

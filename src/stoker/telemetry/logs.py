@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, TextIO
 
+from stoker.api.chat import Chat, Message
 from stoker.api.errors import RequestError
 from stoker.api.request import Request
 from stoker.telemetry.observe import RequestRecord
@@ -130,9 +131,11 @@ def _event(record: RequestRecord) -> str:
 
 
 def _prompt_as_json(request: Request) -> object:
+    prompt = request.prompt
     if request.kind == "chat":
-        return [{"role": m.role, "content": m.content} for m in request.prompt]  # type: ignore[union-attr]
-    return request.prompt
+        messages = prompt.messages if isinstance(prompt, Chat) else prompt
+        return [{"role": m.role, "content": m.content} for m in messages if isinstance(m, Message)]
+    return prompt
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from stoker.api.errors import StokerError
 from stoker.api.events import DoneEvent, Event, FinishReason, TokensEvent
 from stoker.api.protocols import Endpoint, ModelCard, ModelHost, ServedModel
 from stoker.api.request import Prompt, Request
@@ -86,8 +87,8 @@ class ObservedEndpoint:
 
     async def generate(self, request: Request) -> AsyncIterator[Event]:
         """Answer `request`; see `stoker.api.protocols.Endpoint`."""
-        watch = _Stopwatch(self._measures, request, self._clock())
         ends = [observer(request, self._model) for observer in self._observers]
+        watch = _Stopwatch(self._measures, request, self._clock())
         events = self._endpoint.generate(request)
         texts = [""] * request.sampling.n if self._keep_texts else []
         error: BaseException | None = None
@@ -104,9 +105,11 @@ class ObservedEndpoint:
             raise
         finally:
             close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
-            self._finish(watch, ends, error, texts)
+            try:
+                if close is not None:
+                    await close()
+            finally:  # also when this is cancelled a second time: or the request would be open for ever
+                self._finish(watch, ends, error, texts)
 
     def _finish(
         self,
@@ -145,9 +148,11 @@ class _Stopwatch:
             return len(self.done) == self.request.sampling.n
         if not isinstance(event, TokensEvent):
             return False
-        count = len(event.token_ids)
-        if not count:  # text that was held back
+        # What a prompt brings of its own (log-probabilities, an embedding) is no token of an answer; an event
+        # without ids is text that was held back.
+        if not isinstance(event, TokensEvent) or not event.token_ids:
             return False
+        count = len(event.token_ids)
         now = clock()
         last = self.last_s[event.choice]
         if last is not None:
@@ -217,14 +222,14 @@ class ObservedModel:
         """As the model has it."""
         return self._model.has_chat_template
 
-    def generate(self, request: Request) -> AsyncIterator[Event]:
-        """Answer `request`; see `stoker.api.protocols.Endpoint`."""
-        return self._endpoint.generate(request)
-
     @property
     def chat_template(self) -> str | None:
         """As the model has it."""
         return self._model.chat_template
+
+    def generate(self, request: Request) -> AsyncIterator[Event]:
+        """Answer `request`; see `stoker.api.protocols.Endpoint`."""
+        return self._endpoint.generate(request)
 
     async def encode(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> list[int]:
         """As the model does it."""
@@ -269,8 +274,14 @@ class ObservedHost:
     async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[ServedModel]:
         """The model, measured; see `stoker.api.protocols.ModelHost`."""
         asked_s = self._clock()
-        async with self._host.use(name, keep_alive_s=keep_alive_s) as model:
-            # Named by its card: an unknown or misspelt name never gets counters of its own.
+        async with AsyncExitStack() as stack:
+            try:
+                model = await stack.enter_async_context(self._host.use(name, keep_alive_s=keep_alive_s))
+            except StokerError as error:  # it could not be loaded; no request ever reaches an endpoint
+                # Only names on offer: an unknown or misspelt one never gets counters of its own.
+                if any(card.name == name for card in self._host.cards()):
+                    self._measures(name).errors_by_class[type(error).__name__] += 1
+                raise
             self._measures(model.card.name).model_wait_s.observe(self._clock() - asked_s)
             yield self._observed(model)
 

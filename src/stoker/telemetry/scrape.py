@@ -162,12 +162,13 @@ def write_metrics(
     offered: tuple[str, ...],
     stats: list[tuple[ServedModel, EngineStats | str]],
     measures: Mapping[str, ModelMeasures],
+    responses: Mapping[int, int],
 ) -> bytes:
-    """All metrics in Prometheus' text format, of the models on offer, what their engines say and what was
-    measured of their requests."""
+    """All metrics in Prometheus' text format, of the models on offer, what their engines say, what was
+    measured of their requests, and how many answers there were of each HTTP status."""
     registry = CollectorRegistry()  # of this scrape: it holds nothing but where to read
     ProcessCollector(registry=registry)  # memory, CPU time, open files, from /proc
-    registry.register(_Scrape(offered, stats, measures))
+    registry.register(_Scrape(offered, stats, measures, responses))
     return generate_latest(registry)
 
 
@@ -179,11 +180,13 @@ class _Scrape:
         offered: tuple[str, ...],
         stats: list[tuple[ServedModel, EngineStats | str]],
         measures: Mapping[str, ModelMeasures],
+        responses: Mapping[int, int],
     ) -> None:
         self._offered = offered
         self._answers = {model.card.name: answer for model, answer in stats}
         self._ready = {model.card.name for model, answer in stats if model.ready}
         self._measures = measures
+        self._responses = responses
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, in a fixed order."""
@@ -191,6 +194,10 @@ class _Scrape:
         yield from self._of_models()
         yield from self._of_engines()
         yield from self._of_requests()
+        answers = CounterMetricFamily("stoker_http_responses", "Answers by HTTP status.", labels=["status"])
+        for status, count in sorted(self._responses.items()):
+            answers.add_metric([str(status)], count)
+        yield answers
 
     def _of_models(self) -> Iterator[Metric]:
         states = (

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.telemetry.fake_host import FakeHost, FakeModel, ManualClock, done, tokens
 
 from stoker.api import Message, Request, SamplingParams
+from stoker.api.chat import Chat
 from stoker.api.errors import EngineError, QueueFullError, RequestError
 from stoker.telemetry import ObservedHost, RequestLog, configure_logging, log_event
 from stoker.telemetry.measures import ModelMeasures
@@ -100,6 +101,7 @@ def test_a_request_is_one_json_line_without_its_text(configured) -> None:
         (SECRET, SECRET),
         ((1, 2), [1, 2]),
         ((Message("user", SECRET),), [{"role": "user", "content": SECRET}]),
+        (Chat((Message("user", SECRET),)), [{"role": "user", "content": SECRET}]),
     ],
 )
 def test_prompts_and_answers_are_logged_when_asked_for(configured, prompt, logged) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.telemetry.fake_host import FakeHost, FakeModel, ManualClock, done, tokens
 
 from stoker.api import EngineStats, Request
-from stoker.api.errors import QueueFullError, UnavailableError
+from stoker.api.errors import CapacityError, QueueFullError, UnavailableError
 from stoker.telemetry import METRICS_CONTENT_TYPE, Metrics, ObservedHost
 
 STATS = EngineStats(
@@ -115,6 +116,49 @@ def test_errors_are_counted_by_class() -> None:
         with pytest.raises(QueueFullError):
             asyncio.run(_ask(host))
     assert scrape(metrics, host)["stoker_request_errors_total", "QueueFullError", "m"] == 3
+
+
+def test_a_model_that_cannot_be_loaded_is_counted() -> None:
+    class Full(FakeHost):
+        @asynccontextmanager
+        async def use(self, name: str, *, keep_alive_s: float | None = None):
+            raise CapacityError("no room")
+            yield
+
+    metrics = Metrics()
+    host = ObservedHost(Full(offered=("m",)), metrics.measures)
+    for name in ("m", "m", "unknown"):
+        with pytest.raises(CapacityError):
+            asyncio.run(_use(host, name))
+    samples = scrape(metrics, host)
+    assert samples["stoker_request_errors_total", "CapacityError", "m"] == 2
+    assert not [key for key in samples if "unknown" in key]
+
+
+async def _use(host: ObservedHost, name: str) -> None:
+    async with host.use(name):
+        pass
+
+
+def test_answers_are_counted_by_status_whoever_gave_them() -> None:
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": scope["status"]})
+        for _ in range(3):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    sent: list[str] = []
+
+    async def send(message) -> None:
+        sent.append(message["type"])
+
+    metrics = Metrics()
+    counted = metrics.middleware(app)
+    for status in (200, 429, 429):
+        asyncio.run(counted({"type": "http", "status": status}, None, send))
+    samples = scrape(metrics, FakeHost())
+    assert samples["stoker_http_responses_total", "200"] == 1
+    assert samples["stoker_http_responses_total", "429"] == 2
+    assert len(sent) == 12
 
 
 def test_an_engine_that_does_not_answer_spoils_no_scrape() -> None:

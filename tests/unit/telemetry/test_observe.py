@@ -12,7 +12,7 @@ from tests.unit.telemetry.fake_host import FakeHost, FakeModel, ManualClock, don
 
 from stoker.api import DoneEvent, Request, SamplingParams
 from stoker.api.errors import EngineError, QueueFullError
-from stoker.api.events import Event
+from stoker.api.events import EmbeddingEvent, Event, PromptEvent
 from stoker.telemetry.measures import Histogram, ModelMeasures
 from stoker.telemetry.observe import ObservedEndpoint, ObservedHost, RequestRecord
 
@@ -185,6 +185,48 @@ def test_the_record_is_there_with_the_last_event() -> None:
     asyncio.run(read_to_done(watched))
     assert [record.finish_reasons for record in watched.records] == [("stop",)]
     assert watched.measures.choices_by_finish_reason == {"stop": 1}
+
+
+def test_what_a_prompt_brings_of_its_own_is_no_token() -> None:
+    async def script(request: Request, clock: ManualClock) -> AsyncIterator[Event]:
+        yield PromptEvent(request.request_id, ())
+        yield EmbeddingEvent(request.request_id, (1.0,))
+        clock.now_s += 0.5
+        yield tokens(request, "a")
+        yield done(request, 1)
+
+    watched = Watched(script, keep_texts=True)
+    assert len(asyncio.run(watched.drain(Request("r", "hello")))) == 4
+    (record,) = watched.records
+    assert (record.texts, record.generated_tokens) == (("a",), 1)
+    assert record.time_to_first_token_s == pytest.approx(0.5)
+
+
+def test_a_second_cancellation_leaves_no_request_open() -> None:
+    """A client leaves, and while its request is being closed the server is told to stop at once."""
+
+    async def script(request: Request, clock: ManualClock) -> AsyncIterator[Event]:
+        try:
+            yield tokens(request, "a")
+        finally:
+            await asyncio.sleep(30)
+
+    async def leave(watched: Watched) -> None:
+        async def read_one() -> None:
+            events = watched.endpoint.generate(Request("r", "hello"))
+            await anext(events)
+            await events.aclose()
+
+        task = asyncio.create_task(read_one())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    watched = Watched(script)
+    asyncio.run(leave(watched))
+    assert watched.measures.open_requests == 0
+    assert [record.finish_reasons for record in watched.records] == [("abort",)]
 
 
 def test_a_refusal_counts_as_an_error_and_as_nothing_else() -> None:
