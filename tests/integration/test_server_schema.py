@@ -20,13 +20,14 @@ from tests.served import Served, serve
 
 from stoker.server.openapi import openapi_document
 from stoker.server.service import Views
+from stoker.state import StateSource, locate_state
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "openapi.json"
 schema = schemathesis.openapi.from_dict(openapi_document())
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     async def metrics() -> bytes:
         return b"stoker_up 1\n"
 
@@ -34,7 +35,10 @@ def served() -> Iterator[Served]:
         return {"time_s": 1.0, "models": []}
 
     host = FakeHost(FakeModel("smollm2", answer=lambda request, seed: "Grüße"))
-    with serve(host, views=Views(metrics, "text/plain; version=0.0.4", stats)) as running:
+    views = Views(metrics, "text/plain; version=0.0.4", stats)
+    location = locate_state(str(tmp_path_factory.mktemp("state") / "state.db"))
+    assert location is not None
+    with serve(host, views=views, state=StateSource(location)) as running:
         yield running
 
 
@@ -66,7 +70,7 @@ def test_the_document_in_the_docs_is_the_servers(served: Served) -> None:
 
 
 def test_the_document_names_every_path_of_the_server(served: Served) -> None:
-    from stoker.server.app import _routes
+    from stoker.server.app import _all_routes
 
-    served_paths = {route.path.replace("{name:path}", "{model}") for route in _routes(served.service)}
+    served_paths = {route.path.replace("{name:path}", "{model}") for route in _all_routes(served.service)}
     assert served_paths - {"/openapi.json"} == set(openapi_document()["paths"])

@@ -14,6 +14,8 @@ from pydantic.json_schema import models_json_schema
 
 from stoker import __version__
 from stoker.server import embedding_schemas, schemas
+from stoker.server.batches import schemas as batches
+from stoker.server.files import schemas as files
 from stoker.server.http import JSON, Receive, Scope, Send, answer_bytes
 from stoker.server.messages import schemas as messages
 
@@ -27,10 +29,12 @@ _REASONS: Mapping[int, str] = MappingProxyType(
         404: "The model is not served here; the message lists those that are",
         405: "Another method",
         408: "The body came too slowly, or no token within deadline_ms",
+        409: "It is not in a state for this",
         413: "The body is larger than allowed",
         415: "The body is not application/json",
         429: "The queue is full: see Retry-After",
         500: "The engine failed; the log has the reason under the request's id",
+        501: "The server keeps nothing (--state none)",
         503: "The model cannot answer now: see Retry-After",
         504: "No token within deadline_ms",
         529: "The machine has no room for the model now: see Retry-After",
@@ -38,6 +42,7 @@ _REASONS: Mapping[int, str] = MappingProxyType(
 )
 _OF_ALL = (401, 403)
 _OF_BODIES = (400, 404, 408, 413, 415, 429, 500, 503)
+_OF_STATE = (400, 404, 500, 501, 503)  # what is kept, in the state database
 _OF_MESSAGES = (*_OF_BODIES, 504, 529)
 
 
@@ -51,6 +56,8 @@ class _Operation:
     errors: Sequence[int] = ()
     streams: bool = False
     is_open: bool = False  # needs no key
+    body_type: str = "application/json"
+    query: type[BaseModel] | None = None
     parameter: str | None = None  # in the path
     example: str | None = None  # of that
     error: type[BaseModel] = schemas.ErrorAnswer
@@ -101,6 +108,72 @@ _OPERATIONS: Sequence[_Operation] = (
         embedding_schemas.EmbeddingList,
         embedding_schemas.EmbeddingRequest,
         _OF_BODIES,
+    ),
+    _Operation(
+        "/v1/files",
+        "post",
+        "Upload a file",
+        files.File,
+        files.UploadFields,
+        (*_OF_BODIES, *_OF_STATE),
+        body_type="multipart/form-data",
+    ),
+    _Operation("/v1/files", "get", "List files", files.FileList, errors=_OF_STATE, query=files.FileQuery),
+    _Operation(
+        "/v1/files/{file_id}",
+        "get",
+        "One file",
+        files.File,
+        errors=_OF_STATE,
+        parameter="file_id",
+        example="file-0",
+    ),
+    _Operation(
+        "/v1/files/{file_id}",
+        "delete",
+        "Delete a file",
+        files.FileDeleted,
+        errors=_OF_STATE,
+        parameter="file_id",
+        example="file-0",
+    ),
+    _Operation(
+        "/v1/files/{file_id}/content",
+        "get",
+        "What is in a file",
+        "application/octet-stream",
+        errors=_OF_STATE,
+        parameter="file_id",
+        example="file-0",
+    ),
+    _Operation(
+        "/v1/batches",
+        "post",
+        "Answer the calls in a file while nothing else is open",
+        batches.Batch,
+        batches.BatchRequest,
+        (*_OF_BODIES, *_OF_STATE),
+    ),
+    _Operation(
+        "/v1/batches", "get", "List batches", batches.BatchList, errors=_OF_STATE, query=batches.BatchQuery
+    ),
+    _Operation(
+        "/v1/batches/{batch_id}",
+        "get",
+        "One batch",
+        batches.Batch,
+        errors=_OF_STATE,
+        parameter="batch_id",
+        example="batch_0",
+    ),
+    _Operation(
+        "/v1/batches/{batch_id}/cancel",
+        "post",
+        "Cancel a batch; what was answered is kept",
+        batches.Batch,
+        errors=(*_OF_STATE, 409),
+        parameter="batch_id",
+        example="batch_0",
     ),
     _Operation("/v1/models", "get", "List the models on offer", schemas.ModelList),
     _Operation(
@@ -192,9 +265,18 @@ def _describe(operation: _Operation) -> dict[str, Any]:
     if not operation.is_open:
         described["security"] = [{}, {"key": []}]
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _json(operation.body)}
+        content = {operation.body_type: _json(operation.body)["application/json"]}
+        described["requestBody"] = {"required": True, "content": content}
+    parameters = _parameters(operation)
+    if parameters:
+        described["parameters"] = parameters
+    return described
+
+
+def _parameters(operation: _Operation) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     if operation.parameter is not None:
-        described["parameters"] = [
+        found.append(
             {
                 "name": operation.parameter,
                 "in": "path",
@@ -202,8 +284,11 @@ def _describe(operation: _Operation) -> dict[str, Any]:
                 "schema": {"type": "string", "minLength": 1},
                 "example": operation.example,
             }
-        ]
-    return described
+        )
+    if operation.query is not None:
+        for name, field in operation.query.model_json_schema()["properties"].items():
+            found.append({"name": name, "in": "query", "required": False, "schema": field})
+    return found
 
 
 def _json(model: type[BaseModel]) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def repeated(line: Line, first: int) -> Line:
 
 
 def _said(error: Exception) -> str:
-    text = str(error)
-    return text[:1].lower() + text[1:300]
+    text = str(error)[:300]
+    return text if text[:4] == "JSON" else text[:1].lower() + text[1:]
 
 
 def _custom_id(data: bytes) -> str | None:

@@ -323,7 +323,7 @@ async def _opened(make: Callable[[], Journal]) -> Journal:
 
 
 async def _to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`function` in a thread. A caller that is cancelled waits for its end: nobody else may use what it uses."""
+    """`function` in a thread. A caller that is cancelled waits for its end: what it uses is not free yet."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(running)
