@@ -322,6 +322,12 @@ def test_an_assistants_turn_at_the_end_is_gone_on_with() -> None:
     assert _conversation().add_generation_prompt
 
 
+def test_an_open_turn_is_the_prompts_end(served: Served) -> None:
+    messages = [*USER, {"role": "assistant", "content": "The answer is ("}]
+    assert _ask(served, messages=messages).status_code == 200
+    assert bytes(served.host.model.requests[-1].prompt) == b"<user>hi<assistant>The answer is ("
+
+
 def test_who_pays_is_not_told_to_the_model() -> None:
     line = "x-anthropic-billing-header: cc_version=2; cch=abc;"
     blocks = [{"type": "text", "text": line}, {"type": "text", "text": "You code."}]

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from stoker.api.chat import Chat
 from stoker.api.events import DoneEvent
 from stoker.api.protocols import ServedModel
 from stoker.api.request import Request, SamplingParams
+from stoker.server.continuation import open_prompt
 from stoker.server.conversation import Prepared, prepare
-from stoker.server.errors import ClientGone, problem_of
+from stoker.server.errors import ClientGone, Refusal, problem_of, refuse
 from stoker.server.http import (
     JSON,
     Header,
@@ -86,7 +88,7 @@ class Messages:
     ) -> bytes:
         """Answer; returns the bytes that are still to be sent: a stream's last ones, or the whole message."""
         # Encoded here, so that a stream can begin with the prompt's size; the engine would do the same.
-        prompt_ids = tuple(await model.encode(prepared.chat))
+        prompt_ids = await _encoded(model, prepared.chat)
         request = self._request(scope, fields, prepared, model, prompt_ids)
         thinking = fields.thinking
         ask = Ask(
@@ -155,9 +157,23 @@ class CountTokens:
                 service.host.use(name, keep_alive_s=seconds_of(fields.keep_alive)) as model,
             ):
                 prepared = prepare(model, conversation, SamplingParams())
-                count = len(await model.encode(prepared.chat))
+                count = len(await _encoded(model, prepared.chat))
         answer = msgspec.json.encode({"input_tokens": count})
         await answer_bytes(scope, send, 200, answer, [JSON, request_id_header(scope)])
+
+
+async def _encoded(model: ServedModel, chat: Chat) -> tuple[int, ...]:
+    """The prompt's token ids. A last turn of the assistant's is left open."""
+    if chat.add_generation_prompt:
+        return tuple(await model.encode(chat))
+    try:
+        return await open_prompt(model, chat)
+    except Refusal as error:
+        raise refuse(
+            "messages",
+            f"messages end with a turn of the assistant, whose text {model.card.name}'s chat template does "
+            "not leave at the end; allowed: a turn of the user after it",
+        ) from error
 
 
 def _sampling(fields: MessagesRequest) -> SamplingParams:

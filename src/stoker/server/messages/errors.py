@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,9 @@ _TYPES: Mapping[int, str] = MappingProxyType(
 # Codes of ours whose status is another one in this dialect.
 _STATUSES: Mapping[str, int] = MappingProxyType({"aborted": 504, "out_of_capacity": 529})
 
+# Clients that would have the server keep a conversation go on without that when they are told so with this.
+UNSUPPORTED_THREAD = "thread_unsupported_request"
+
 
 def speaks_messages(scope: Scope) -> bool:
     """True for the paths whose errors have this form."""
@@ -51,7 +55,9 @@ def in_dialect(problem: Problem) -> Problem:
 def error_body(scope: Scope, problem: Problem) -> bytes:
     """The error object, as JSON."""
     known = in_dialect(problem)
-    error = {"type": known.type, "message": known.message}
+    error: dict[str, Any] = {"type": known.type, "message": known.message}
+    if known.code == UNSUPPORTED_THREAD:
+        error["details"] = {"error_code": UNSUPPORTED_THREAD, "unsupported": ["thread"]}
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id(scope)})
 
 

@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from stoker.server.errors import Refusal, refuse
+from stoker.server.messages.errors import UNSUPPORTED_THREAD
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -20,12 +21,16 @@ _ONE_PLACE = "there is one place here, this machine"
 # Fields that clients know and this server has not: why.
 REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
     {
+        "billing_policy": "nothing is billed",
+        "compaction": "a conversation is never cut here",
         "container": _OTHER_TOOLS,
         "mcp_servers": _OTHER_TOOLS,
         "toolset_name": _OTHER_TOOLS,
         "diagnostics": "why a prefix was not in the cache is not told",
+        "fallback_credit_token": "nothing is billed",
         "fallbacks": "the model that is asked answers, or none does",
         "inference_geo": _ONE_PLACE,
+        "thread": "conversations are not kept between requests; send all messages",
         "user_profile_id": "allowed: metadata.user_id",
         "workspace_id": _ONE_PLACE,
         "n": "one answer is given to a request",
@@ -90,7 +95,8 @@ def _refusal_of(error: ValidationError, known: Any) -> Refusal:
     last = str(location[-1]) if location else ""
     if item["type"] == "extra_forbidden":
         if last in REFUSED_FIELDS:
-            return refuse(path, f"{path}: {REFUSED_FIELDS[last]}", code="unsupported_parameter")
+            code = UNSUPPORTED_THREAD if path == "thread" else "unsupported_parameter"
+            return refuse(path, f"{path}: {REFUSED_FIELDS[last]}", code=code)
         allowed = f"; allowed: {', '.join(sorted(known))}" if len(location) == 1 else ""
         return refuse(path, f"{path} is not a field of this request{allowed}", code="unknown_parameter")
     if item["type"] == "missing":

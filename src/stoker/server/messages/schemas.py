@@ -291,6 +291,7 @@ class MessagesErrorDetails(BaseModel):
 
     type: str
     message: str
+    details: dict[str, Any] | None = None  # only where a client can go on by them
 
 
 class MessagesError(BaseModel):

@@ -52,6 +52,12 @@ def conversation_of(fields: ConversationFields) -> Conversation:
     tools = tuple(_tools(fields.tools or []))
     messages = [*_system(fields), *_messages(fields)]
     effort, budget = _thinking(fields)
+    # An assistant's turn at the end is gone on with.
+    is_open = fields.messages[-1].role == "assistant"
+    text = messages[-1].content
+    if is_open and (not text or text[-1].isspace()):
+        where = f"messages[{len(fields.messages) - 1}].content"
+        raise refuse(where, f"{where} is to be gone on with, but its text is empty or ends with white space")
     return Conversation(
         tuple(messages),
         tools=tools,
@@ -60,8 +66,7 @@ def conversation_of(fields: ConversationFields) -> Conversation:
         constraint=_constraint(fields),
         reasoning_effort=effort,
         thinking_budget_tokens=budget,
-        # An assistant's turn at the end is gone on with.
-        add_generation_prompt=fields.messages[-1].role != "assistant",
+        add_generation_prompt=not is_open,
         fields=_FIELDS,
     )
 
