@@ -63,6 +63,7 @@ serve: $(INSTALLED)
 test: $(TEST_INSTALLED)
 	@scripts/install-neon-tools
 	@scripts/install-chromium
+	@scripts/install-postgresql
 	@scripts/fetch-test-models $(PYTHON_IN_VENV)
 	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
