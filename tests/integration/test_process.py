@@ -43,7 +43,7 @@ def start(path: Path) -> Any:
 
 
 def requests_of(count: int, tokens: int) -> list[Request]:
-    """Plain ones, with four choices, with stop strings, with log-probabilities, of a schema, with thoughts."""
+    """Plain ones, with four choices, with stop strings, with log-probabilities, of schemas."""
     person = '{"type":"object","properties":{"name":{"type":"string"},"sizes":{"type":"array","items":'
     person += '{"type":"integer"}}},"required":["name","sizes"],"additionalProperties":false}'
     schema = Constraint("json_schema", person)
