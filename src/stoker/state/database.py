@@ -239,21 +239,16 @@ def _make_sqlite_file(path: Path) -> None:
     """The file, readable by its owner only, in WAL mode: readers and a writer do not wait for each other."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    connection = _connect_sqlite(path)
-    try:
-        for _ in range(100):
-            try:
+    for _ in range(100):
+        try:
+            with contextlib.closing(_connect_sqlite(path)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                # Two servers that start at once: the change of mode does not wait by itself.
-                if error.sqlite_errorname not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
-                    raise _of_sqlite(error, path) from error
-                time.sleep(0.05)
-    except sqlite3.DatabaseError as error:
-        raise _of_sqlite(error, path) from error
-    finally:
-        connection.close()
+            return
+        except sqlite3.DatabaseError as error:
+            # Two servers that start at once: the change of mode does not wait by itself.
+            if getattr(error, "sqlite_errorname", "") not in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+                raise _of_sqlite(error, path) from error
+            time.sleep(0.05)
     raise UnavailableError(f"the state database {path} is locked by another program")
 
 

@@ -59,7 +59,7 @@ def locate_state(given: str | None, *, folder: Path | None = None) -> StateLocat
         if default is None:
             raise RequestError("there is no home folder to keep files in", hint="name one with STOKER_HOME")
         return StateLocation(default / "files", url=f"postgresql+psycopg://{rest}")
-    raise RequestError(f"--state is {given.partition('@')[0]!r:.80}; allowed: {_ALLOWED}")
+    raise RequestError(f"--state is a URL of {scheme!r:.40}; allowed: {_ALLOWED}")
 
 
 def _at_path(text: str) -> StateLocation:
