@@ -40,7 +40,6 @@ class FakeModel:
     answer: Callable[[Request, int], str] = default_answer
     has_chat_template: bool = True
     chat_template: str | None = DEFAULT_TEMPLATE
-    chat_template: str | None = None  # tells how calls and thoughts are written; none: plain JSON, no thoughts
     ready: bool = True
     context_tokens: int = 100_000
     token_delay_s: float = 0.0  # before each token; 0: all are there at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -27,7 +28,7 @@ THINKING = Thinking("<think>", "</think>", begun=False)
 BEGUN = Thinking("<think>", "</think>", begun=True)
 
 words = st.text("ab <>{}[]\"'\n`é世", max_size=12)
-objects = st.dictionaries(st.text(max_size=5), st.text("ab\"\\}]{[<>\n/tool_call`世", max_size=12) | st.none())
+objects = st.dictionaries(st.text(max_size=5), st.text('ab"\\}]{[<>\n/tool_call`世', max_size=12) | st.none())
 
 
 def parser(form: CallFormat, thinking: Thinking | None = None) -> AnswerParser:
@@ -63,7 +64,7 @@ def together(parts: list[Part]) -> tuple[str, str, list[ToolCall]]:
 
 def cut(text: str, places: list[int]) -> list[str]:
     bounds = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
