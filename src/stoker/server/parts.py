@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from stoker.api.chat import ToolCall
@@ -26,7 +26,7 @@ AnswerPart = Part | LogprobsPart | DoneEvent
 
 async def parts_of(
     events: AsyncIterator[Event], parser: Callable[[str], AnswerParser], *, call_seed: str, choices: int = 1
-) -> AsyncIterator[list[tuple[int, AnswerPart]]]:
+) -> AsyncGenerator[list[tuple[int, AnswerPart]], None]:
     """Bunches of (choice, part) as they come; a choice's last one is its `DoneEvent`.
 
     `parser`: `Prepared.parser`; `call_seed`: the request's id, from which call ids are made. Raises

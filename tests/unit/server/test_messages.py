@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from tests.messages_trace import read_trace
 from tests.served import Served, serve
 
 from stoker.server.conversation import ToolChoice
-from stoker.server.messages import schemas
+from stoker.server.messages import Messages, schemas
 from stoker.server.messages.fields import parse
 from stoker.server.messages.partial import partial_object
 from stoker.server.messages.turns import conversation_of
+from stoker.server.options import ServerOptions
+from stoker.server.service import Service
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "message_streams.json"
 USER = [{"role": "user", "content": "hi"}]
@@ -198,6 +201,87 @@ def test_warnings_are_told() -> None:
         assert _message(_ask(served))["warnings"] == ["format is enforced in another way"]
         trace = read_trace(_ask(served, stream=True).text)
         assert trace.message["warnings"] == ["format is enforced in another way"]
+
+
+def test_an_effort_means_nothing_to_a_model_that_does_not_think(served: Served) -> None:
+    response = _ask(served, output_config={"effort": "high"})
+    assert _message(response)["warnings"] == [
+        "output_config.effort is high, but fake does not think aloud: no effect"
+    ]
+    assert "warnings" not in _message(_says(served, "x", output_config={"effort": "high"}))
+
+
+def test_what_claude_code_sends(served: Served) -> None:
+    """All of its fields, betas among them, in the shapes that were seen on the wire."""
+    cached = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
+    body = {
+        "model": "thinker",
+        "max_tokens": 32000,
+        "stream": True,
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=36ee5;"},
+            {"type": "text", "text": "You are an agent.", "cache_control": cached},
+        ],
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "<system-reminder>x</system-reminder>"},
+                    {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
+                ],
+            }
+        ],
+        "tools": [{**WEATHER, "eager_input_streaming": True, "cache_control": cached}],
+        "metadata": {"user_id": json.dumps({"device_id": "d" * 64, "session_id": "s" * 36})},
+        "thinking": {"type": "adaptive", "budget_tokens": 0},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "temperature": 1,
+    }
+    headers = {
+        "authorization": "Bearer none",
+        "anthropic-version": "2023-06-01",
+        "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
+        "anthropic-dangerous-direct-browser-access": "true",
+    }
+    response = served.post("/v1/messages?beta=true", body, **headers)
+    assert response.status_code == 200, response.text
+    assert read_trace(response.text).message["stop_reason"] == "end_turn"
+    asked = bytes(served.host.models["thinker"].requests[-1].prompt)
+    assert asked.startswith(b"<system>You are an agent.")
+    assert b"cch=" not in asked
+    counted = {name: body[name] for name in ("model", "system", "messages", "tools", "thinking")}
+    assert served.post("/v1/messages/count_tokens?beta=true", counted, **headers).status_code == 200
+
+
+def test_a_stream_says_that_it_is_alive() -> None:
+    """Pings come before the first token, and between tokens that are late."""
+    model = FakeModel(first_delay_s=0.12, token_delay_s=0.12, answer=lambda request, seed: "ab")
+    service = Service(FakeHost(model), ServerOptions())
+    body = json.dumps({"messages": USER, "max_tokens": 9, "stream": True}).encode()
+    sent: list[Any] = []
+
+    async def ask() -> None:
+        bodies = iter([{"type": "http.request", "body": body}])
+
+        async def receive() -> Any:
+            message = next(bodies, None)
+            return message if message is not None else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"headers": [(b"content-type", b"application/json")], "path": "/v1/messages"}
+        await Messages(service, silence_s=0.04)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert [message["type"] for message in sent[:2]] == ["http.response.start", "http.response.body"]
+    trace = read_trace(b"".join(message.get("body", b"") for message in sent).decode())
+    kinds = [event["type"] for event in trace.events]
+    assert kinds[:3] == ["message_start", "ping", "ping"]
+    first, second = (place for place, kind in enumerate(kinds) if kind == "content_block_delta")
+    assert "ping" in kinds[first:second]
+    assert trace.message["content"][0]["text"] == "ab"
 
 
 def test_what_the_engine_is_asked(served: Served) -> None:

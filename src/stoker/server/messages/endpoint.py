@@ -6,22 +6,23 @@ the first event; what goes wrong later ends a stream with an error event.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from stoker.api.chat import Chat
+from stoker.api.errors import EngineError
 from stoker.api.events import DoneEvent
 from stoker.api.protocols import ServedModel
 from stoker.api.request import Request, SamplingParams
 from stoker.server.continuation import open_prompt
-from stoker.server.conversation import Prepared, prepare
+from stoker.server.conversation import Conversation, Prepared, prepare
 from stoker.server.errors import ClientGone, Refusal, problem_of, refuse
 from stoker.server.http import (
     JSON,
-    Header,
     Receive,
     Scope,
     Send,
@@ -35,19 +36,17 @@ from stoker.server.messages.errors import error_body, request_id_header
 from stoker.server.messages.events import EventWriter, error_event
 from stoker.server.messages.fields import parse
 from stoker.server.messages.schemas import CountTokensRequest, MessagesRequest
+from stoker.server.messages.stream import SILENCE_S, EventStream
 from stoker.server.messages.turns import conversation_of
 from stoker.server.messages.whole import Ask, WholeMessage
 from stoker.server.parts import AnswerPart, LogprobsPart, parts_of
 from stoker.server.sampling import seconds_of
 from stoker.server.service import Service
+from stoker.tools import chat_format
 from stoker.tools.parts import Part
 
 _LOGGER = logging.getLogger("stoker.server")
-_STREAM_HEADERS: tuple[Header, ...] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would gather the pieces
-)
+Bunches = AsyncGenerator[list[tuple[int, AnswerPart]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Messages:
     """Messages in, a message out."""
 
     service: Service
+    silence_s: float = SILENCE_S  # after which a stream says that it is alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call. Raises `Refusal`, `StokerError` or `ClientGone` before anything was sent."""
@@ -65,14 +65,22 @@ class Messages:
             del body  # may be large, and the answer may take minutes
             conversation, sampling = conversation_of(fields), _sampling(fields)
             name = service.model_name(fields.model)
-            stream = _Stream(scope, send)
+            stream = EventStream(scope, send)
             try:
                 async with (
                     while_connected(receive),
                     service.host.use(name, keep_alive_s=seconds_of(fields.keep_alive)) as model,
                 ):
+                    conversation, warnings = _obeyed(conversation, model)
                     prepared = prepare(model, conversation, sampling)
-                    last = await self._answer(scope, fields, prepared, model, stream)
+                    ask = _ask(scope, fields, model, warnings)
+                    prompt_ids = await _encoded(model, prepared.chat)
+                    request = self._request(scope, fields, prepared, model, prompt_ids)
+                    bunches = parts_of(model.generate(request), prepared.parser, call_seed=request.request_id)
+                    if fields.stream:
+                        last = await self._stream(ask, len(prompt_ids), bunches, stream)
+                    else:
+                        last = await _whole(ask, bunches)
             except Exception as error:
                 if not stream.started or isinstance(error, ClientGone):
                     raise
@@ -83,39 +91,19 @@ class Messages:
             else:
                 await answer_bytes(scope, send, 200, last, [JSON, request_id_header(scope)])
 
-    async def _answer(
-        self, scope: Scope, fields: MessagesRequest, prepared: Prepared, model: ServedModel, stream: _Stream
-    ) -> bytes:
-        """Answer; returns the bytes that are still to be sent: a stream's last ones, or the whole message."""
-        # Encoded here, so that a stream can begin with the prompt's size; the engine would do the same.
-        prompt_ids = await _encoded(model, prepared.chat)
-        request = self._request(scope, fields, prepared, model, prompt_ids)
-        thinking = fields.thinking
-        ask = Ask(
-            f"msg_{request_id(scope)}",
-            model.card.name,
-            fields.max_tokens,
-            stop_sequences=tuple(fields.stop_sequences or ()),
-            omits_thinking=thinking is not None and thinking.display == "omitted",
-        )
-        # The engine's id is new each time, a client's may come again; two calls must not share one.
-        bunches = parts_of(model.generate(request), prepared.parser, call_seed=request.request_id)
-        whole, writer = WholeMessage(ask), EventWriter(ask)
-        pending, done = writer.opening(len(prompt_ids)), None
-        try:
+    async def _stream(self, ask: Ask, prompt_tokens: int, bunches: Bunches, stream: EventStream) -> bytes:
+        """Send events as they come; returns the last ones."""
+        writer = EventWriter(ask)
+        stream.opening = writer.opening(prompt_tokens)
+        async with contextlib.aclosing(bunches), stream.pinged(self.silence_s):
             async for bunch in bunches:
                 parts, done = _split(bunch)
-                if not fields.stream:
-                    whole.add(parts)
-                    continue
-                pending += writer.parts(parts)
-                if pending and done is None:
+                pending = writer.parts(parts)
+                if done is not None:
+                    return pending + writer.closing(done)
+                if pending:
                     await stream.write(pending)
-                    pending = b""
-        finally:
-            await bunches.aclose()
-        assert done is not None  # else `parts_of` has raised
-        return pending + writer.closing(done) if fields.stream else msgspec.json.encode(whole.as_dict(done))
+        raise EngineError("an answer ended without its end")
 
     def _request(
         self,
@@ -156,14 +144,39 @@ class CountTokens:
                 while_connected(receive),
                 service.host.use(name, keep_alive_s=seconds_of(fields.keep_alive)) as model,
             ):
-                prepared = prepare(model, conversation, SamplingParams())
+                prepared = prepare(model, _obeyed(conversation, model)[0], SamplingParams())
                 count = len(await _encoded(model, prepared.chat))
         answer = msgspec.json.encode({"input_tokens": count})
         await answer_bytes(scope, send, 200, answer, [JSON, request_id_header(scope)])
 
 
+def _obeyed(conversation: Conversation, model: ServedModel) -> tuple[Conversation, tuple[str, ...]]:
+    """The conversation without what says nothing to this model, and warnings of that.
+
+    An effort is a signal, not a limit, and clients send it to every model; a budget is a limit.
+    """
+    effort = conversation.reasoning_effort
+    if effort in (None, "none") or chat_format(model.chat_template).thinking is not None:
+        return conversation, ()
+    warning = f"output_config.effort is {effort}, but {model.card.name} does not think aloud: no effect"
+    return replace(conversation, reasoning_effort=None), (warning,)
+
+
+def _ask(scope: Scope, fields: MessagesRequest, model: ServedModel, warnings: tuple[str, ...]) -> Ask:
+    thinking = fields.thinking
+    return Ask(
+        f"msg_{request_id(scope)}",
+        model.card.name,
+        fields.max_tokens,
+        stop_sequences=tuple(fields.stop_sequences or ()),
+        omits_thinking=thinking is not None and thinking.display == "omitted",
+        warnings=warnings,
+    )
+
+
 async def _encoded(model: ServedModel, chat: Chat) -> tuple[int, ...]:
-    """The prompt's token ids. A last turn of the assistant's is left open."""
+    """The prompt's token ids, made here so that a stream can begin with their number. A last turn of the
+    assistant's is left open."""
     if chat.add_generation_prompt:
         return tuple(await model.encode(chat))
     try:
@@ -186,6 +199,18 @@ def _sampling(fields: MessagesRequest) -> SamplingParams:
     )
 
 
+async def _whole(ask: Ask, bunches: Bunches) -> bytes:
+    """The whole message."""
+    whole = WholeMessage(ask)
+    async with contextlib.aclosing(bunches):
+        async for bunch in bunches:
+            parts, done = _split(bunch)
+            whole.add(parts)
+            if done is not None:
+                return msgspec.json.encode(whole.as_dict(done))
+    raise EngineError("an answer ended without its end")
+
+
 def _split(bunch: Sequence[tuple[int, AnswerPart]]) -> tuple[list[Part], DoneEvent | None]:
     """The parts of the one choice, and its end if it is among them."""
     parts: list[Part] = []
@@ -202,27 +227,3 @@ def _failed(scope: Scope, error: Exception) -> bytes:
     if problem.is_ours:
         _LOGGER.error("a stream failed", exc_info=error, extra={"fields": {"request_id": request_id(scope)}})
     return error_event(error_body(scope, problem))
-
-
-class _Stream:
-    """The response of a stream: its header goes out with the first bytes."""
-
-    __slots__ = ("_scope", "_send", "started")
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope = scope
-        self._send = send
-        self.started = False
-
-    async def write(self, data: bytes, *, more: bool = True) -> None:
-        """Send bytes; waits while the client reads more slowly than it is answered."""
-        if not self.started:
-            self.started = True
-            x_request_id = (b"x-request-id", request_id(self._scope).encode())
-            headers = [*_STREAM_HEADERS, request_id_header(self._scope), x_request_id]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def end(self, data: bytes) -> None:
-        """Send the last bytes, which may be the first."""
-        await self.write(data, more=False)

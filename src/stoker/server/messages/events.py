@@ -26,7 +26,7 @@ _DELTAS: Mapping[BlockKind, bytes] = MappingProxyType(
     }
 )
 _DELTA_END = b"}}\n\n"
-_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
 
@@ -41,7 +41,7 @@ class EventWriter:
     def opening(self, prompt_tokens: int) -> bytes:
         """The empty message. What of its prompt came from the cache is told at the end."""
         message = message_head(self._ask) | {"usage": usage_of(prompt_tokens, 0)}
-        return self._event("message_start", message=message) + _PING
+        return self._event("message_start", message=message) + PING
 
     def parts(self, parts: Sequence[Part]) -> bytes:
         """More of the answer; nothing if it is not wanted."""

@@ -21,6 +21,7 @@ class Ask:
     max_tokens: int  # 0: nothing is answered
     stop_sequences: tuple[str, ...] = ()
     omits_thinking: bool = False
+    warnings: tuple[str, ...] = ()  # known before the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def ending_of(ask: Ask, done: DoneEvent, *, called: bool) -> Ending:
         reason, sequence = "stop_sequence", done.stop_reason
     elif called:
         reason = "tool_use"
-    return Ending(reason, sequence, usage, done.seed, done.warnings)
+    return Ending(reason, sequence, usage, done.seed, ask.warnings + done.warnings)
 
 
 def usage_of(prompt_tokens: int, cached_tokens: int) -> dict[str, Any]:
