@@ -25,6 +25,9 @@ _LEAST_PREFILL_TOKENS = 16  # a full tile of the kernels; a prompt always moves 
 _EVEN_TOKENS = 32
 _FORGET = 0.98  # weight of the past per observed step: about the last 50 count
 _CONTEXT_UNIT = 1024.0  # tokens read by attention are counted in thousands, to keep the system well scaled
+# A trace of regularisation: one kind of step alone is no line. The share keeps it above rounding.
+_RIDGE = 1e-6
+_RIDGE_SHARE = 1e-9
 _FIRST_STEPS = 8  # observations before the model is believed
 
 
@@ -47,7 +50,7 @@ class StepCost:
     """
 
     def __init__(self) -> None:
-        self._squares = np.eye(3) * 1e-6  # a trace of regularisation: one kind of step alone is no line
+        self._squares = np.zeros((3, 3))
         self._products = np.zeros(3)
         self._coefficients = np.zeros(3)
         self._observed = 0
@@ -66,7 +69,9 @@ class StepCost:
         self._products = _FORGET * self._products + weight * elapsed_ms * features
         self._observed += 1
         if self._observed % 4 == 0 or self._observed <= _FIRST_STEPS:  # solving takes 10 us
-            self._coefficients = np.maximum(np.linalg.solve(self._squares, self._products), 0.0)
+            # Anew each time: forgotten with the steps, it left a singular system after 1 400 of one kind.
+            ridge = np.diag(_RIDGE + _RIDGE_SHARE * np.diag(self._squares))
+            self._coefficients = np.maximum(np.linalg.solve(self._squares + ridge, self._products), 0.0)
 
     def predict_ms(self, tokens: int, context_tokens: int) -> float:
         """A step of so many tokens that together read so many tokens of context."""

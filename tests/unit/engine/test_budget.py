@@ -69,3 +69,14 @@ def test_a_target_is_kept_where_it_can_be(target: float, least: int, most: int) 
 def test_targets_that_mean_nothing_are_refused(target: float) -> None:
     with pytest.raises(RequestError, match="target_itl_ms"):
         BudgetOptions(target)
+
+
+@pytest.mark.parametrize(("streams", "grows"), [(1, True), (1, False), (32, True)])
+def test_steps_of_one_kind_for_long_stay_known(streams: int, grows: bool) -> None:
+    """One stream alone: as many tokens in each step as steps, so no line; it must not end the engine."""
+    cost = StepCost()
+    for step in range(6000):
+        made = plan(streams, 100 + step if grows else 100)
+        cost.observe(made, machine_ms(made))
+    context = sum(chunk.end for chunk in made.chunks)
+    assert cost.predict_ms(made.tokens, context) == pytest.approx(machine_ms(made), rel=0.02)
