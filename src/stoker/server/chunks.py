@@ -78,7 +78,7 @@ class ChunkWriter:
                 if isinstance(event, TokensEvent):
                     if event.text:
                         parts += (heads[event.choice], encode(event.text), tail)
-                else:
+                elif isinstance(event, DoneEvent):
                     parts.append(self._done(event))
             return b"".join(parts)
         return b"".join(self._event(event) for event in events)
@@ -171,7 +171,8 @@ class ChunkWriter:
             return self._piece(first, self._shape.no_text, b"", of_all=field)
         if not asked.echo_logprobs:
             return self._piece(first, self._shape.no_text, field)
-        assert asked.echoes is not None and asked.prompt_ids is not None
+        assert asked.echoes is not None
+        assert asked.prompt_ids is not None
         text = asked.echoes[number]
         value = echoed_logprobs(asked.prompt_ids[number], event.logprobs, self._token_bytes, text)
         pieces = []

@@ -46,7 +46,10 @@ def constraint_of(fields: GenerationFields) -> tuple[Constraint | None, str]:
 
 
 def _kinds(outputs: StructuredOutputs | None) -> dict[str, Any]:
-    return {} if outputs is None else outputs.model_dump(by_alias=True, exclude_none=True)
+    if outputs is None:
+        return {}
+    given = outputs.model_dump(by_alias=True, exclude_none=True)
+    return {name: value for name, value in given.items() if not name.startswith("disable_")}
 
 
 def _of_format(form: ResponseFormat) -> Constraint:
@@ -119,7 +122,7 @@ def _structural_tag(where: str, value: dict[str, Any] | str) -> Tags:
         place = ".".join(str(part) for part in item["loc"])
         raise refuse(
             where,
-            f"{where}.{place}: {item['msg']}; allowed: structures (each with begin, schema, end) and triggers",
+            f"{where}.{place}: {item['msg']}; allowed: structures (begin, schema, end) and triggers",
         ) from None
     for structure in tag.structures:
         if not any(structure.begin.startswith(trigger) for trigger in tag.triggers):

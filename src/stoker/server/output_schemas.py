@@ -36,6 +36,13 @@ class StructuredOutputs(Fields):
     structural_tag: dict[str, Any] | str | None = Field(
         None, description="Text in which tags begin and end so, with JSON between: structures, triggers."
     )
+    disable_fallback: Literal[False] | None = Field(None, description="There is one way to enforce it.")
+    disable_any_whitespace: Literal[False] | None = Field(
+        None, description="White space in JSON is the model's choice."
+    )
+    disable_additional_properties: Literal[False] | None = Field(
+        None, description="The schema says it: additionalProperties."
+    )
 
 
 class TagStructure(Fields):
