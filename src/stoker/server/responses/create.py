@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import uuid
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from stoker.api.errors import EngineError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.conversation import prepare
-from stoker.server.errors import problem_of
+from stoker.server.errors import problem_of, refuse
 from stoker.server.http import (
     Receive,
     Scope,
@@ -84,8 +85,12 @@ class CreateResponse:
 
     def _order(self, scope: Scope, fields: ResponseRequest) -> Order:
         service = self.service
+        if service.fixed_s is not None and fields.background:
+            raise refuse(
+                "background", "background is true, but the lines of a batch are waited for by nobody"
+            )
         return Order(
-            f"resp_{uuid.uuid4().hex}",
+            f"resp_{self._hex(scope)}",
             owner(scope),
             tenant(scope),
             service.model_name(fields.model),
@@ -93,6 +98,12 @@ class CreateResponse:
             fields,
             drawn_seed(fields) if fields.background else None,
         )
+
+    def _hex(self, scope: Scope) -> str:
+        """What no other response's id has; of a batch's line, which may be asked again, always the same."""
+        if self.service.fixed_s is None:
+            return uuid.uuid4().hex
+        return hashlib.sha256(f"{owner(scope)}/{request_id(scope)}".encode()).hexdigest()[:32]
 
     async def _answer(
         self, order: Order, asked: Asked, model: ServedModel, stream: EventStream | None

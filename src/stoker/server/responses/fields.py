@@ -62,9 +62,15 @@ def _refusal_of(error: ValidationError, model: type[BaseModel], where: str) -> R
         return refuse(path, f"{path} is not a known field{allowed}", code="unknown_parameter")
     if item["type"] == "missing":
         return refuse(path, f"{path} is missing", code="missing_parameter")
-    messages = dict.fromkeys(complaint["msg"] for complaint in furthest)
+    messages = dict.fromkeys(_said(complaint) for complaint in furthest)
     text = "; or: ".join(message[:1].lower() + message[1:] for message in messages)
     return refuse(path, f"{path} is {_shown(item['input'])}: {text}")
+
+
+def _said(complaint: Any) -> str:
+    if complaint["type"] == "none_required":
+        return "not supported here; allowed: null"
+    return str(complaint["msg"]).replace("a valid dictionary", "an object").replace("be False", "be false")
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:

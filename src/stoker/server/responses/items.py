@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 
 from stoker.api.chat import Message, ToolCall
@@ -89,6 +90,7 @@ def _item(value: Any, where: str, hex_id: str, number: int) -> Item:
         case schemas.InputMessage():
             item |= {"role": given.role, "content": _content(given, where)}
         case schemas.FunctionCall():
+            _check_arguments(given.arguments, f"{where}.arguments")
             item |= {"call_id": given.call_id, "name": given.name, "arguments": given.arguments}
         case schemas.FunctionCallOutput():
             output = given.output
@@ -101,6 +103,15 @@ def _item(value: Any, where: str, hex_id: str, number: int) -> Item:
             item |= {"summary": [], "content": content}
     item["status"] = getattr(given, "status", None) or "completed"
     return item
+
+
+def _check_arguments(text: str, where: str) -> None:
+    try:
+        is_object = isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.MsgspecError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise refuse(where, f"{where} is {text!r:.80}; allowed: the JSON of an object")
 
 
 def _content(message: schemas.InputMessage, where: str) -> list[Item]:
@@ -164,6 +175,8 @@ class _Messages:
                 self._assistant(new=lambda turn: turn.text is not None or bool(turn.calls)).reasoning.append(
                     text_of(item["content"])
                 )
+            case "function_call" if item["status"] == "incomplete":
+                pass  # it was cut off, so nobody can have answered it
             case "function_call":
                 self._assistant(new=lambda turn: False).calls.append(
                     ToolCall(item["call_id"], item["name"], item["arguments"])

@@ -79,6 +79,8 @@ class Output:
 
     def _text(self, kind: _Kind, text: str, held: list[TokenLogprob]) -> None:
         if self._open is None or self._open.kind != kind:
+            if self.items:
+                held = self._of_text(held, text)
             self._begin(kind)
         item = self._open
         assert item is not None
@@ -89,6 +91,14 @@ class Output:
             item.logprobs += logprobs
         if item.deltas is not None:
             item.deltas.add(text, logprobs if kind == "message" else None)
+
+    def _of_text(self, held: list[TokenLogprob], text: str) -> list[TokenLogprob]:
+        """The last of `held` that `text` needs: the marks and the white space before it are no part of it."""
+        missing, first = len(text.encode()), len(held)
+        while first and missing > 0 and self._token_bytes is not None:
+            first -= 1
+            missing -= len(self._token_bytes(held[first].token_id))
+        return held[first:]
 
     def _call(self, part: CallStart) -> None:
         self._begin("function_call", call_id=part.call_id, name=part.name, arguments="")
