@@ -12,9 +12,11 @@ from stoker.api.errors import RequestError
 from stoker.api.request import SamplingParams
 from stoker.grammar.guide import FreeGuide, Guide, Guides
 from stoker.grammar.limits import CACHED_CHARS, CACHED_GRAMMARS, parser_limits
-from stoker.grammar.matching import GrammarGuide, first_line
-from stoker.grammar.sources import source_of
-from stoker.grammar.thinking import ThinkingGuide, ThinkingMarks
+from stoker.grammar.checked import CheckedGuide
+from stoker.grammar.matching import GrammarGuide
+from stoker.grammar.schema.strings import first_line
+from stoker.grammar.sources import Source, source_of
+from stoker.grammar.thinking import Inner, ThinkingGuide, ThinkingMarks
 from stoker.grammar.vocabulary import Vocabulary
 from stoker.tokenizer import Tokenizer
 
@@ -22,14 +24,16 @@ from stoker.tokenizer import Tokenizer
 class Grammar:
     """A compiled constraint: matchers are copied from it. Immutable to its callers."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, warnings: tuple[str, ...]) -> None:
+    def __init__(self, matcher: LLMatcher, source: Source, vocabulary: Vocabulary) -> None:
         self._matcher = matcher
+        self._new_checks = source.new_checks
         self._vocabulary = vocabulary
-        self.warnings = warnings
+        self.warnings = (*source.warnings, *matcher.get_grammar_warnings())
 
-    def new(self) -> GrammarGuide:
+    def new(self) -> GrammarGuide | CheckedGuide:
         """A guide at the start of a text."""
-        return GrammarGuide(self._matcher.deep_copy(), self._vocabulary)
+        guide = GrammarGuide(self._matcher.deep_copy(), self._vocabulary)
+        return guide if self._new_checks is None else CheckedGuide(guide, self._new_checks(), self._vocabulary)
 
 
 class ConstraintGuides:
@@ -46,7 +50,7 @@ class ConstraintGuides:
             return self._inner()
         return ThinkingGuide(self._thinking, self._inner)
 
-    def _inner(self) -> GrammarGuide | FreeGuide:
+    def _inner(self) -> Inner:
         return FreeGuide() if self._grammar is None else self._grammar.new()
 
 
@@ -96,8 +100,7 @@ class GrammarCompiler:
         matcher = LLMatcher(self._vocabulary.trie, source.text, log_level=0, limits=parser_limits())
         if matcher.is_error():
             raise RequestError(f"the {constraint.kind} constraint cannot be enforced: {first_line(matcher)}")
-        said = tuple(matcher.get_grammar_warnings())
-        return Grammar(matcher, self._vocabulary, source.warnings + said)
+        return Grammar(matcher, source, self._vocabulary)
 
 
 def _chars(constraint: Constraint) -> int:

@@ -6,6 +6,7 @@ from llguidance import LLMatcher
 
 from stoker.api.errors import EngineError, RequestError
 from stoker.grammar.guide import MaskRow
+from stoker.grammar.schema.strings import first_line
 from stoker.grammar.vocabulary import Vocabulary
 
 
@@ -33,6 +34,14 @@ class GrammarGuide:
         """Whether the text may go on with the token; for an end token, whether it may end."""
         return self._matcher.validate_tokens([token_id]) == 1
 
+    def after(self, token_id: int) -> tuple[bytes, bool]:
+        """The bytes that are forced after the token, and whether the text is complete after it and them."""
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_token(token_id):
+            return b"", False
+        forced = matcher.compute_ff_bytes() if not matcher.is_stopped() else b""
+        return forced, matcher.is_stopped() and not matcher.is_error()
+
     def refuses(self, token_id: int) -> bool:
         """Nothing: the grammar says all there is to say."""
         return False
@@ -55,7 +64,3 @@ class GrammarGuide:
         if self._matcher.is_error():
             raise RequestError(f"the constraint cannot be followed further: {first_line(self._matcher)}")
 
-
-def first_line(matcher: LLMatcher) -> str:
-    """What the matcher says is wrong, without its dump."""
-    return next(iter(matcher.get_error().strip().splitlines()), "no reason given")[:400]

@@ -1,63 +1,70 @@
-"""Constraints as sources of llguidance grammars."""
+"""Constraints as grammars of llguidance, with the tests that they need besides."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-from stoker.api.constraint import Constraint
+from stoker.api.constraint import Constraint, Tags
 from stoker.api.errors import RequestError
+from stoker.grammar.checked import JsonChecks, TagChecks, TextChecks
+from stoker.grammar.schema.compile import compile_schema
+from stoker.grammar.schema.strings import JSON_FORM
 from stoker.grammar.tags import tags_to_lark
 from stoker.grammar.vocabulary import Vocabulary
-
-# JSON as json.dumps writes it, which is what models were taught calls and answers in. Space that may be of
-# any length lets a small model run away in it, and forces nothing.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A grammar as llguidance reads it, and what is to be said about it."""
+    """A grammar as llguidance reads it, what is to be said about it, and what makes tests for a text."""
 
     text: str
     warnings: tuple[str, ...] = ()
+    new_checks: Callable[[], TextChecks] | None = None
 
 
 def source_of(constraint: Constraint, vocabulary: Vocabulary) -> Source:
     """The grammar of a constraint. Raises RequestError for one that cannot be a grammar."""
     kind = constraint.kind
     if kind == "json_object":
-        return Source(json_grammar('{"type": "object"}'))
+        return Source(_json_grammar({"type": "object"}))
     if kind == "json_schema":
-        return Source(json_grammar(constraint.text))
+        ready = compile_schema(constraint.text, vocabulary.bytes_trie)
+        plan = ready.plan
+        checks = None if plan is None else lambda: JsonChecks(plan)
+        return Source(_json_grammar(ready.schema), ready.warnings, checks)
     if kind == "regex":
         return Source(LLMatcher.grammar_from_regex(constraint.text))
     if kind == "choice":
-        words = " | ".join(json.dumps(choice) for choice in constraint.choices)
+        words = " | ".join(map(json.dumps, dict.fromkeys(constraint.choices)))
         return Source(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}\n"))
     if kind == "lark":
         return Source(LLMatcher.grammar_from_lark(_as_lark(constraint.text)))
     if constraint.tags is None:
         raise RequestError("constraint kind is tags, without tags")
-    return Source(LLMatcher.grammar_from_lark(tags_to_lark(constraint.tags, vocabulary, JSON_FORM)))
+    return _tags(constraint.tags, vocabulary)
 
 
-def json_grammar(schema: str) -> str:
-    """The grammar of a JSON Schema, given as text. Raises RequestError."""
-    try:
-        parsed = json.loads(schema)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"json_schema is not JSON: {error}") from error
-    if not isinstance(parsed, (dict, bool)):
-        raise RequestError(f"json_schema is {schema!r:.60}; allowed: an object, or true")
-    if parsed is True:
-        parsed = {}
-    if parsed is False:
-        raise RequestError("json_schema is false, which no text satisfies")
-    return LLMatcher.grammar_from_json_schema(json.dumps(parsed), overrides=JSON_FORM)  # type: ignore[arg-type]
+def _tags(tags: Tags, vocabulary: Vocabulary) -> Source:
+    ready = []
+    for tag in tags.tags:
+        try:
+            ready.append(compile_schema(tag.schema, vocabulary.bytes_trie))
+        except RequestError as error:
+            raise RequestError(f"the schema after {tag.begin!r:.120}: {error}") from error
+    text = tags_to_lark(tags, [schema.schema for schema in ready], vocabulary)
+    warnings = tuple(dict.fromkeys(said for schema in ready for said in schema.warnings))
+    places = [(tag.begin.encode(), schema.plan) for tag, schema in zip(tags.tags, ready, strict=True)]
+    checks = (lambda: TagChecks(places)) if any(plan for _, plan in places) else None
+    return Source(LLMatcher.grammar_from_lark(text), warnings, checks)
+
+
+def _json_grammar(schema: dict[str, object]) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, overrides=dict(JSON_FORM))  # type: ignore[arg-type]
 
 
 def _as_lark(text: str) -> str:

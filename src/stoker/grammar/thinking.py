@@ -8,11 +8,12 @@ from typing import Literal
 
 from stoker.api.constraint import Thinking
 from stoker.api.errors import EngineError
+from stoker.grammar.checked import CheckedGuide
 from stoker.grammar.guide import FreeGuide, MaskRow, set_bits, unset_bits
 from stoker.grammar.matching import GrammarGuide
 from stoker.grammar.vocabulary import Vocabulary
 
-Inner = GrammarGuide | FreeGuide
+Inner = GrammarGuide | CheckedGuide | FreeGuide
 Phase = Literal["opening", "thoughts", "gap", "answer"]
 
 # Models write empty lines between thoughts and answer: so many tokens of nothing else belong to neither.
@@ -119,7 +120,7 @@ class ThinkingGuide:
             set_bits(mask, self._marks.newline_ids)
 
     def refuses(self, token_id: int) -> bool:
-        """In thoughts: a token that has the end mark and goes on, so that its rest would escape the grammar."""
+        """In thoughts: a token that has the end mark and goes on: its rest would escape the grammar."""
         if not self._constrained:
             return False
         if self._phase == "thoughts":
@@ -212,7 +213,7 @@ class ThinkingGuide:
         self._inner.push(token_id)
 
     def _close_in_time(self) -> None:
-        """Once the budget is spent: write what closes thoughts, or the rest of the end mark if it has begun."""
+        """Once the budget is spent: write what closes thoughts, or the rest of an end mark that has begun."""
         budget = self._marks.budget_tokens
         if self._phase != "thoughts" or self._forced or budget is None or self.thought_tokens < budget:
             return

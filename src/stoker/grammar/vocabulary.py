@@ -29,6 +29,7 @@ class Vocabulary:
         self._known = min(size, tokenizer.vocab_size)
         self._lock = Lock()
         self._trie: LLTokenizer | None = None
+        self.bytes_trie = LLTokenizer("byte")  # whose tokens are the 256 bytes: to try grammars on texts
         self._by_bytes: dict[bytes, int] | None = None
 
     @property

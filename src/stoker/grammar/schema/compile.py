@@ -1,0 +1,87 @@
+"""A JSON Schema made ready: what llguidance compiles, what is tested besides, and what is to be said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLTokenizer
+
+from stoker.api.errors import RequestError
+from stoker.grammar.schema.checks import CheckPlan
+from stoker.grammar.schema.document import Document
+from stoker.grammar.schema.rewrite import Rewritten, rewrite
+from stoker.grammar.schema.strings import StringTests
+
+# Refusals of llguidance that come of merging schemas, and the keywords that are then left to tests.
+_RELAXING = (
+    ("min/maxProperties only supported", frozenset({"minProperties"})),
+    ("patternProperty regexes", frozenset({"patternProperties"})),
+)
+MOST_PLACES_SAID = 8  # of one keyword in a warning
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSchema:
+    """A schema in llguidance's dialect, with the form of JSON in it; `plan` if values must be tested."""
+
+    schema: Any
+    plan: CheckPlan | None
+    warnings: tuple[str, ...]
+
+
+def compile_schema(text: str, bytes_trie: LLTokenizer) -> CompiledSchema:
+    """Make the JSON text of a schema ready.
+
+    Raises RequestError for text that is no schema, that no value satisfies, that is too large, or that has a
+    keyword which cannot be enforced.
+    """
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"json_schema is not JSON that can be read: {error}") from error
+    document, strings = Document(parsed), StringTests(bytes_trie)
+    relaxed: frozenset[str] = frozenset()
+    while True:
+        try:
+            rewritten = rewrite(document, strings, relaxed=relaxed)
+        except RecursionError as error:
+            raise RequestError("json_schema is nested too deeply") from error
+        problem = strings.problem(rewritten.schema)
+        if problem is None:
+            break
+        more = next((words for said, words in _RELAXING if said in problem and not words <= relaxed), None)
+        if more is None:
+            raise RequestError(_explained(problem))
+        relaxed |= more
+    plan = CheckPlan.of(document, strings, rewritten.residue) if rewritten.residue else None
+    return CompiledSchema(rewritten.schema, plan, _warnings(rewritten))
+
+
+def _explained(problem: str) -> str:
+    if "nsatisfiable" in problem or "Regex is empty" in problem:
+        return f"json_schema contradicts itself: no value satisfies it ({problem})"
+    return f"json_schema cannot be enforced: {problem}"
+
+
+def _warnings(rewritten: Rewritten) -> tuple[str, ...]:
+    places: dict[str, list[str]] = {}
+    for left in rewritten.residue:
+        written = left.place.schema
+        for word in sorted(left.keywords):
+            if word in written or (word.startswith("dependent") and "dependencies" in written):
+                places.setdefault(word, []).append(left.place.at)
+    said = [
+        f"{word} at {_listed(at)} is enforced by testing values when they are complete, not by masks"
+        for word, at in places.items()
+    ]
+    said += [f"format {what} is not defined by JSON Schema and not enforced" for what in rewritten.ignored]
+    return tuple(said)
+
+
+def _listed(places: list[str]) -> str:
+    shown = ", ".join(places[:MOST_PLACES_SAID])
+    more = len(places) - MOST_PLACES_SAID
+    return shown if more <= 0 else f"{shown} and {more} places more"
+
