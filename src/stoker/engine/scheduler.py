@@ -24,6 +24,8 @@ from stoker.engine.waiting import WaitingQueue
 from stoker.kernels.program import BLOCK_TOKENS
 from stoker.sampling.rows import SampleResult
 
+# Waiting for what another computes: so many are looked at in one step, each for a third of a millisecond.
+_MOST_PASSED = 32
 _FETCHED_BESIDE_STREAMS = 16  # blocks: about as long as one step of the streams
 
 
@@ -157,6 +159,8 @@ class Scheduler:
         budget = most if budget_tokens is None else min(max(budget_tokens, len(self._running), 1), most)
         draft = _Draft(budget, self.options.logit_rows)
         self.admitted.clear()
+        if not self._running and not len(self._waiting):  # no step: a journal does not have it either
+            return StepPlan(self.steps, (), (), (), budget)
         decoding: list[Sequence] = []
         filling: list[Sequence] = []
         parks = self._parks
@@ -252,7 +256,9 @@ class Scheduler:
         """Let waiting sequences run, best first, while budget and blocks last. `parks`: none of the
         background, whose places and blocks are the others' for the asking."""
         passed: set[int] = set()
-        while draft.tokens_left and draft.rows_left:
+        while draft.tokens_left and draft.rows_left and len(passed) < _MOST_PASSED:
+            if len(self._running) >= self.options.max_sequences and not (parks and self._background):
+                return
             found = self._waiting.next(self.steps, passed, background=not parks)
             if found is None:
                 return
@@ -272,7 +278,8 @@ class Scheduler:
             elif sequence.table is None:
                 sequence.table = self.pool.open_table()
             if sequence.cached is None:
-                sequence.cached = sequence.computed
+                # Of one that goes on, more than the prompt may be known.
+                sequence.cached = min(sequence.computed, sequence.prompt)
                 self.admitted.append(sequence.request_id)
             self._running[sequence.number] = sequence
             self._background += sequence.background

@@ -26,6 +26,8 @@ _TOKENS_PER_STEP = 16
 # Waiting this many steps (some ten seconds) raises a request by one level of priority, so that none starves.
 _STEPS_PER_LEVEL = 512
 _NO_DEADLINE = 1 << 62
+# Tenants that left and are remembered: the names are the clients' choice, so that there may be any number.
+_MOST_IDLE = 1024
 
 
 class _Rank(NamedTuple):
@@ -55,7 +57,8 @@ class WaitingQueue:
         self._tree = tree
         self._most_sequences = most_sequences
         self._most_tokens = most_tokens
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, _Tenant] = {}  # those with anything open
+        self._idle: dict[str, int] = {}  # what the others were given, by when they left
         self._floor = 0  # what a tenant that comes (back) has been given at least: idle time earns nothing
         self._matches: dict[int, tuple[int, Match]] = {}  # by number: the step it was made in, and the match
         self._count = 0
@@ -102,6 +105,7 @@ class WaitingQueue:
         tenant = self._tenants[sequence.tenant]
         for line, key in ((tenant.line, _place), (tenant.arrivals, _number)):
             del line[bisect_left(line, key(sequence), key=key)]
+        self._rest(sequence.tenant)
         self._matches.pop(sequence.number, None)
         self._count -= 1
         self._background -= sequence.background
@@ -114,6 +118,7 @@ class WaitingQueue:
     def stopped(self, sequence: Sequence) -> None:
         """It does no longer."""
         self._tenants[sequence.tenant].running -= 1
+        self._rest(sequence.tenant)
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Count tokens computed for a tenant."""
@@ -122,7 +127,7 @@ class WaitingQueue:
     def served(self, tenant: str) -> int:
         """The tokens a tenant was given, as fairness counts them: 0 for one that is not known (any more)."""
         known = self._tenants.get(tenant)
-        return 0 if known is None else known.served
+        return self._idle.get(tenant, 0) if known is None else known.served
 
     def next(
         self, step: int, passed: Set[int], *, background: bool = True
@@ -134,10 +139,11 @@ class WaitingQueue:
         """
         if not background and not self.foreground:
             return None
-        self._tidy()
+        if self._tenants:
+            self._floor = max(self._floor, min(tenant.served for tenant in self._tenants.values()))
         best: tuple[tuple[int, int, str], Sequence] | None = None
         for name, tenant in self._tenants.items():
-            found = self._best_of(tenant, step, passed, background)
+            found = self._best_of(tenant, step, passed, background) if tenant.line else None
             if found is None:
                 continue
             rank, sequence = found
@@ -181,23 +187,20 @@ class WaitingQueue:
     def _tenant(self, name: str) -> _Tenant:
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = self._tenants[name] = _Tenant(self._floor)
-        elif not tenant.line and not tenant.running:
-            tenant.served = max(tenant.served, self._floor)
+            served = max(self._idle.pop(name, 0), self._floor)
+            tenant = self._tenants[name] = _Tenant(served)
         return tenant
 
-    def _tidy(self) -> None:
-        """Raise the floor to the least served active tenant; forget idle ones that are not above it."""
-        active = [tenant.served for tenant in self._tenants.values() if tenant.line or tenant.running]
-        if active:
-            self._floor = max(self._floor, min(active))
-        idle = [
-            name
-            for name, tenant in self._tenants.items()
-            if not tenant.line and not tenant.running and tenant.served <= self._floor
-        ]
-        for name in idle:
-            del self._tenants[name]
+    def _rest(self, name: str) -> None:
+        """If nothing of a tenant is open, only what it was given is remembered, for a while."""
+        tenant = self._tenants[name]
+        if tenant.line or tenant.running:
+            return
+        del self._tenants[name]
+        if tenant.served > self._floor:
+            self._idle[name] = tenant.served
+            if len(self._idle) > _MOST_IDLE:
+                del self._idle[next(iter(self._idle))]
 
 
 def _number(sequence: Sequence) -> tuple[int, ...]:
