@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from stoker.api.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SEEDS
+from stoker.server.query import QueryFields
 from stoker.server.schemas import Fields, KeepAlive, StopText
 
 _INT32 = (1 << 31) - 1
 MAX_ID_CHARS = 256
+MAX_LISTED = 100  # OpenAI's
 MAX_METADATA_PAIRS = 16  # OpenAI's limits, which clients rely on to know what fits
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
@@ -276,17 +278,35 @@ class ResponseRequest(InputFields):
     )
 
 
+class RetrieveQuery(QueryFields):
+    """The query of GET /v1/responses/{id}."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Only with stream: begin after the event with this sequence_number."
+    )
+    include_obfuscation: Literal["false", "False"] | None = Field(None, description="Streams are not padded.")
+
+
+class ItemsQuery(QueryFields):
+    """The query of GET /v1/responses/{id}/input_items."""
+
+    after: Identifier | None = None
+    limit: int = Field(20, ge=1, le=MAX_LISTED)
+    order: Literal["asc", "desc"] = Field("desc", description="desc: the last item first.")
+
+
 # --- answers -----------------------------------------------------------------------------------------
 
 
-class InputTokensDetails(BaseModel):
+class ResponseInputDetails(BaseModel):
     """Of the input's tokens."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
-class OutputTokensDetails(BaseModel):
+class ResponseOutputDetails(BaseModel):
     """Of the output's tokens."""
 
     reasoning_tokens: int
@@ -296,9 +316,9 @@ class ResponseUsage(BaseModel):
     """Tokens of a response."""
 
     input_tokens: int
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: ResponseInputDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: ResponseOutputDetails
     total_tokens: int
 
 

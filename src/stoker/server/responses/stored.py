@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import msgspec
-from pydantic import Field
 
 from stoker.server.errors import Refusal, refuse
 from stoker.server.http import Receive, Scope, Send, answer_bytes, answer_json, owner
-from stoker.server.query import QueryFields, query_of
+from stoker.server.query import query_of
 from stoker.server.responses.create import send_followed
 from stoker.server.responses.events import after as events_after
 from stoker.server.responses.items import Item
 from stoker.server.responses.records import Records, dumped, is_background
 from stoker.server.responses.runs import BackgroundRuns, unpacked
-from stoker.server.responses.schemas import Identifier
+from stoker.server.responses.schemas import ItemsQuery, RetrieveQuery
 from stoker.server.responses.stream import EventStream
-
-MAX_LISTED = 100  # OpenAI's
-
-
-class RetrieveQuery(QueryFields):
-    """The query of GET /v1/responses/{id}."""
-
-    stream: bool = False
-    starting_after: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Only with stream: begin after the event with this sequence_number."
-    )
-    include_obfuscation: Literal["false", "False"] | None = Field(None, description="Streams are not padded.")
-
-
-class ItemsQuery(QueryFields):
-    """The query of GET /v1/responses/{id}/input_items."""
-
-    after: Identifier | None = None
-    limit: int = Field(20, ge=1, le=MAX_LISTED)
-    order: Literal["asc", "desc"] = Field("desc", description="desc: the last item first.")
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import Field
 from starlette.routing import BaseRoute, Route
 
 from stoker.server.errors import Refusal, refuse
 from stoker.server.fields import parse
 from stoker.server.http import Handler, Receive, Scope, Send, answer_json, owner, read_body
 from stoker.server.methods import Methods
-from stoker.server.query import QueryFields, query_of
+from stoker.server.query import query_of
 from stoker.server.service import Service
 from stoker.server.stored_chats.keep import ChatStore, messages_of, object_of
-from stoker.server.stored_chats.schemas import UpdateCompletionRequest
+from stoker.server.stored_chats.schemas import ListQuery, MessagesQuery, UpdateCompletionRequest
 
-MAX_LISTED = 100  # OpenAI's
 _PAIR = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
-
-Identifier = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class ListQuery(QueryFields):
-    """The query of GET /v1/chat/completions; besides, `metadata[NAME]=TEXT` for each pair."""
-
-    after: Identifier | None = None
-    limit: int = Field(20, ge=1, le=MAX_LISTED)
-    order: Literal["asc", "desc"] = "asc"
-    model: Annotated[str, Field(max_length=1024)] | None = None
-
-
-class MessagesQuery(QueryFields):
-    """The query of GET /v1/chat/completions/{id}/messages."""
-
-    after: Identifier | None = None
-    limit: int = Field(20, ge=1, le=MAX_LISTED)
-    order: Literal["asc", "desc"] = "asc"
 
 
 @dataclass(frozen=True)
