@@ -14,6 +14,7 @@ import typer
 import typer.core
 import typer.main
 
+from stoker.cli.bench_grammar import bench_grammar
 from stoker.cli.bench_serve import bench_serve
 from stoker.cli.options import JsonOption, ModelArgument, ThreadsOption
 from stoker.cli.output import print_json, print_table, step_progress
@@ -30,7 +31,8 @@ def bench(
     Tokens per second of prompts and answers (medians of several runs), cold start, and the machine's limits
     beside them. Takes about a minute for a small model; docs/guides/measure.md explains the names.
 
-    `stoker bench serve` measures a server instead: `stoker bench serve --help`.
+    `stoker bench serve` measures a server instead, and `stoker bench grammar` structured output; each has
+    its own --help.
     """
     from stoker.cli.compose import bench_model
     from stoker.cli.pull import fetch_if_missing
@@ -81,4 +83,6 @@ def _shown(name: str, value: Any) -> str:
 
 
 # What `stoker bench` measures besides a model, by its name on the command line.
-MEASUREMENTS: Mapping[str, Callable[..., None]] = MappingProxyType({"serve": bench_serve})
+MEASUREMENTS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"grammar": bench_grammar, "serve": bench_serve}
+)

@@ -10,9 +10,9 @@ from llguidance import LLMatcher
 from stoker.api.constraint import Constraint, Thinking
 from stoker.api.errors import RequestError
 from stoker.api.request import SamplingParams
+from stoker.grammar.checked import CheckedGuide
 from stoker.grammar.guide import FreeGuide, Guide, Guides
 from stoker.grammar.limits import CACHED_CHARS, CACHED_GRAMMARS, parser_limits
-from stoker.grammar.checked import CheckedGuide
 from stoker.grammar.matching import GrammarGuide
 from stoker.grammar.schema.strings import first_line
 from stoker.grammar.sources import Source, source_of
@@ -33,7 +33,9 @@ class Grammar:
     def new(self) -> GrammarGuide | CheckedGuide:
         """A guide at the start of a text."""
         guide = GrammarGuide(self._matcher.deep_copy(), self._vocabulary)
-        return guide if self._new_checks is None else CheckedGuide(guide, self._new_checks(), self._vocabulary)
+        return (
+            guide if self._new_checks is None else CheckedGuide(guide, self._new_checks(), self._vocabulary)
+        )
 
 
 class ConstraintGuides:

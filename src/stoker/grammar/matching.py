@@ -63,4 +63,3 @@ class GrammarGuide:
         # After an error llguidance's masks allow the end of the text, which must not pass for an answer.
         if self._matcher.is_error():
             raise RequestError(f"the constraint cannot be followed further: {first_line(self._matcher)}")
-

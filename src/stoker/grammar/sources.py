@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
@@ -31,12 +32,12 @@ def source_of(constraint: Constraint, vocabulary: Vocabulary) -> Source:
     """The grammar of a constraint. Raises RequestError for one that cannot be a grammar."""
     kind = constraint.kind
     if kind == "json_object":
-        return Source(_json_grammar({"type": "object"}))
+        return Source(_json_grammar({"type": "object"}, JSON_FORM))
     if kind == "json_schema":
         ready = compile_schema(constraint.text, vocabulary.bytes_trie)
         plan = ready.plan
         checks = None if plan is None else lambda: JsonChecks(plan)
-        return Source(_json_grammar(ready.schema), ready.warnings, checks)
+        return Source(_json_grammar(ready.schema, ready.form), ready.warnings, checks)
     if kind == "regex":
         return Source(LLMatcher.grammar_from_regex(constraint.text))
     if kind == "choice":
@@ -56,15 +57,17 @@ def _tags(tags: Tags, vocabulary: Vocabulary) -> Source:
             ready.append(compile_schema(tag.schema, vocabulary.bytes_trie))
         except RequestError as error:
             raise RequestError(f"the schema after {tag.begin!r:.120}: {error}") from error
-    text = tags_to_lark(tags, [schema.schema for schema in ready], vocabulary)
+    text = tags_to_lark(
+        tags, [{**schema.schema, "x-guidance": dict(schema.form)} for schema in ready], vocabulary
+    )
     warnings = tuple(dict.fromkeys(said for schema in ready for said in schema.warnings))
     places = [(tag.begin.encode(), schema.plan) for tag, schema in zip(tags.tags, ready, strict=True)]
     checks = (lambda: TagChecks(places)) if any(plan for _, plan in places) else None
     return Source(LLMatcher.grammar_from_lark(text), warnings, checks)
 
 
-def _json_grammar(schema: dict[str, object]) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=dict(JSON_FORM))  # type: ignore[arg-type]
+def _json_grammar(schema: dict[str, Any], form: Mapping[str, Any]) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, overrides=dict(form))  # type: ignore[arg-type]
 
 
 def _as_lark(text: str) -> str:

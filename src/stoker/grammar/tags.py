@@ -8,14 +8,14 @@ from typing import Any
 
 from stoker.api.constraint import Tags
 from stoker.api.errors import RequestError
-from stoker.grammar.schema.strings import JSON_FORM
 from stoker.grammar.vocabulary import Vocabulary
 
 _REGEX_SPECIAL = frozenset("\\.+*?()|[]{}^$#&-~/")
 
 
 def tags_to_lark(tags: Tags, schemas: Sequence[Any], vocabulary: Vocabulary) -> str:
-    """A grammar of text and tags, as `Tags` describes them. `schemas` are those of the tags, made ready.
+    """A grammar of text and tags, as `Tags` describes them. `schemas` are those of the tags, made ready
+    and with the form of JSON in them.
 
     Raises RequestError for tags that contradict themselves.
     """
@@ -25,8 +25,7 @@ def tags_to_lark(tags: Tags, schemas: Sequence[Any], vocabulary: Vocabulary) -> 
     writer = _Writer(tags, vocabulary)
     lines = ["start: " + (writer.with_text() if tags.text else writer.without_text())]
     for index, schema in enumerate(schemas):
-        ready = {**schema, "x-guidance": dict(JSON_FORM)}
-        lines.append(f"json_{index}: %json {json.dumps(ready)}")
+        lines.append(f"json_{index}: %json {json.dumps(schema)}")
     return "\n".join([*lines, *writer.rules]) + "\n"
 
 
@@ -51,12 +50,12 @@ class _Writer:
         self.rules.append(f"TAIL: {text}")
         if tags.before:
             trigger = self._trigger_of(tags.before, triggers)
-            run = f"{heads[trigger]} {self._text(tags.before[len(trigger):])} {self._run()}"
+            run = f"{heads[trigger]} {self._text(tags.before[len(trigger) :])} {self._run()}"
             return f"({run})? TAIL" if tags.least == 0 else f"{run} TAIL"
         ways = []
         for index, tag in enumerate(tags.tags):
             trigger = self._trigger_of(tag.begin, triggers)
-            ways.append(f"{heads[trigger]} {self._text(tag.begin[len(trigger):])} {self._rest(index)}")
+            ways.append(f"{heads[trigger]} {self._text(tag.begin[len(trigger) :])} {self._rest(index)}")
         self.rules.append("called: " + " | ".join(ways))
         most = "" if tags.most is None else tags.most
         return f"called{{{tags.least},{most}}} TAIL"
@@ -68,6 +67,8 @@ class _Writer:
         self.rules.append("tag: " + " | ".join(ways))
         most = "" if tags.most is None else tags.most - 1
         more = f"({self._text(tags.between)} tag){{{max(0, tags.least - 1)},{most}}}"
+        if tags.most == 1:  # a range that ends at 0 is none to llguidance
+            more = ""
         return f"tag {more} {self._text(tags.after)}"
 
     def _rest(self, index: int) -> str:

@@ -91,10 +91,7 @@ class ValueChecks:
 
     def completed(self, reader: Reader, value: Any) -> bool:
         """Test a value, and whether it may stand where it does; the whole text by the whole schema."""
-        if isinstance(value, (dict, list)):
-            places = self._applied.pop()
-        else:
-            places = self._scalar
+        places = self._applied.pop() if isinstance(value, (dict, list)) else self._scalar
         if not all(self._holds(place, value) for place in places):
             return False
         if not reader.frames:
@@ -161,11 +158,11 @@ class ValueChecks:
 
 
 def _can_reach(keywords: dict[str, Any], members: dict[str, Any], name: str) -> bool:
-    """Whether an object can still get enough properties: listed ones come in their order, if no others may."""
+    """Whether an object can still get enough properties: if only listed ones may come, they come in order."""
     if keywords.get("additionalProperties", True) is not False or keywords.get("patternProperties"):
         return True
     order = list(keywords.get("properties", {}))
     if name not in order:
         return True
     after = len(order) - 1 - order.index(name)
-    return len(members) + 1 + after >= keywords.get("minProperties", 0)
+    return bool(len(members) + 1 + after >= keywords.get("minProperties", 0))

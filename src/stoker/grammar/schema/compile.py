@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +14,14 @@ from stoker.api.errors import RequestError
 from stoker.grammar.schema.checks import CheckPlan
 from stoker.grammar.schema.document import Document
 from stoker.grammar.schema.rewrite import Rewritten, rewrite
-from stoker.grammar.schema.strings import StringTests
+from stoker.grammar.schema.strings import JSON_FORM, JSON_FORM_WITH_CONTROLS, StringTests
 
 # Refusals of llguidance that come of merging schemas, and the keywords that are then left to tests.
 _RELAXING = (
     ("min/maxProperties only supported", frozenset({"minProperties"})),
     ("patternProperty regexes", frozenset({"patternProperties"})),
 )
+_CONTROL = re.compile(r"\\u00[01][0-9a-f]|\x7f")  # in JSON: a character that only \u can write
 MOST_PLACES_SAID = 8  # of one keyword in a warning
 
 
@@ -26,7 +29,8 @@ MOST_PLACES_SAID = 8  # of one keyword in a warning
 class CompiledSchema:
     """A schema in llguidance's dialect, with the form of JSON in it; `plan` if values must be tested."""
 
-    schema: Any
+    schema: dict[str, Any]
+    form: Mapping[str, Any]
     plan: CheckPlan | None
     warnings: tuple[str, ...]
 
@@ -55,8 +59,11 @@ def compile_schema(text: str, bytes_trie: LLTokenizer) -> CompiledSchema:
         if more is None:
             raise RequestError(_explained(problem))
         relaxed |= more
-    plan = CheckPlan.of(document, strings, rewritten.residue) if rewritten.residue else None
-    return CompiledSchema(rewritten.schema, plan, _warnings(rewritten))
+    controls = _CONTROL.search(json.dumps(rewritten.schema)) is not None
+    form = JSON_FORM_WITH_CONTROLS if controls else JSON_FORM
+    tested = bool(rewritten.residue) or controls
+    plan = CheckPlan.of(document, strings, rewritten.residue) if tested else None
+    return CompiledSchema(rewritten.schema, form, plan, _warnings(rewritten))
 
 
 def _explained(problem: str) -> str:
@@ -84,4 +91,3 @@ def _listed(places: list[str]) -> str:
     shown = ", ".join(places[:MOST_PLACES_SAID])
     more = len(places) - MOST_PLACES_SAID
     return shown if more <= 0 else f"{shown} and {more} places more"
-

@@ -27,7 +27,7 @@ class Evaluator:
         self._depth = 0
 
     def accepts(self, place: Place, value: Any, only: frozenset[str] | None = None) -> bool:
-        """Whether `value` satisfies the schema at `place`, or the keywords `only` of it. Raises RequestError."""
+        """Whether `value` satisfies the schema at `place`, or `only` some keywords. Raises RequestError."""
         self._depth += 1
         try:
             if self._depth > MOST_DEPTH:
@@ -35,9 +35,10 @@ class Evaluator:
             keywords = self._document.keywords(place)
             for name in keywords:
                 test = _TESTS.get(name)
-                if test is not None and (only is None or name in only):
-                    if not test(self, place, keywords, value):
-                        return False
+                if test is None or (only is not None and name not in only):
+                    continue
+                if not test(self, place, keywords, value):
+                    return False
             return True
         finally:
             self._depth -= 1
@@ -173,7 +174,9 @@ def type_of(value: Any) -> str:
         return "boolean"
     if isinstance(value, (int, float)):
         return "number"
-    return {str: "string", list: "array", dict: "object"}[type(value)]
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"
 
 
 def same(left: Any, right: Any) -> bool:
@@ -213,19 +216,19 @@ def _is_multiple(value: Any, step: Any) -> bool:
     return (_exact(value) / _exact(step)).denominator == 1
 
 
+_Compare = Callable[[Any, Any], bool]
 _Test = Callable[[Evaluator, Place, dict[str, Any], Any], bool]
 
 
-def _number(holds: Callable[[Any, Any], bool], name: str) -> _Test:
-    return lambda self, place, keywords, value: (
-        type_of(value) != "number" or holds(value, keywords[name])
-    )
+def _number(holds: _Compare, name: str) -> _Test:
+    return lambda self, place, keywords, value: type_of(value) != "number" or holds(value, keywords[name])
 
 
-def _length(kind: type, holds: Callable[[int, int], bool], name: str) -> _Test:
-    return lambda self, place, keywords, value: (
-        not isinstance(value, kind) or holds(len(value), keywords[name])
-    )
+def _length(kind: type[str] | type[list[Any]] | type[dict[str, Any]], holds: _Compare, name: str) -> _Test:
+    def test(self: Evaluator, place: Place, keywords: dict[str, Any], value: Any) -> bool:
+        return not isinstance(value, kind) or holds(len(value), keywords[name])
+
+    return test
 
 
 _TESTS: Mapping[str, _Test] = MappingProxyType(
@@ -235,8 +238,12 @@ _TESTS: Mapping[str, _Test] = MappingProxyType(
         "enum": lambda self, place, k, v: any(same(v, x) for x in k["enum"]),
         "const": lambda self, place, k, v: same(v, k["const"]),
         "not": lambda self, place, k, v: not self.child(place, v, "not"),
-        "allOf": lambda self, place, k, v: all(self.child(place, v, "allOf", i) for i in range(len(k["allOf"]))),
-        "anyOf": lambda self, place, k, v: any(self.child(place, v, "anyOf", i) for i in range(len(k["anyOf"]))),
+        "allOf": lambda self, place, k, v: all(
+            self.child(place, v, "allOf", i) for i in range(len(k["allOf"]))
+        ),
+        "anyOf": lambda self, place, k, v: any(
+            self.child(place, v, "anyOf", i) for i in range(len(k["anyOf"]))
+        ),
         "oneOf": lambda self, place, k, v: (
             sum(self.child(place, v, "oneOf", i) for i in range(len(k["oneOf"]))) == 1
         ),

@@ -288,7 +288,9 @@ def _not_array(value: list[Any]) -> Over:
     for at, item in enumerate(value):
         part = not_values([item])
         items = [True] * at + [part.schema]
-        ways.append(Over({"type": "array", "minItems": size, "maxItems": size, "prefixItems": items}, part.exact))
+        ways.append(
+            Over({"type": "array", "minItems": size, "maxItems": size, "prefixItems": items}, part.exact)
+        )
     return any_of(ways)
 
 
@@ -301,6 +303,5 @@ def _not_object(value: dict[str, Any]) -> Over:
         ways.append(Over(schema, part.exact))
     # One property more than these: all of them are required, so that llguidance can count.
     more = {"type": "object", "required": names, "minProperties": len(names) + 1}
-    ways.append(Over({**more, "properties": {name: True for name in names}}, len(names) == 0))
+    ways.append(Over({**more, "properties": dict.fromkeys(names, True)}, True))
     return any_of(ways)
-

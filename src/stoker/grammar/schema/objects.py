@@ -61,7 +61,9 @@ def _patterns(rewriter: Rewriter, place: Place, keywords: dict[str, Any], base: 
         part = rewriter.over_child(place, schema, "patternProperties", pattern)
         split = split_pattern(pattern)
         if split is None or not all(map(rewriter.strings.reads, (*split.wanted, *split.unwanted))):
-            raise RequestError(f"patternProperties at {place.at} has {pattern!r:.200}, which cannot be enforced")
+            raise RequestError(
+                f"patternProperties at {place.at} has {pattern!r:.200}, which cannot be enforced"
+            )
         exact &= part.exact
         if len(split.wanted) == 1 and not split.unwanted:
             plain[split.wanted[0]] = part
@@ -125,9 +127,7 @@ def _evaluated(rewriter: Rewriter, place: Place, depth: int) -> list[str] | None
     if depth and ("additionalProperties" in keywords or "unevaluatedProperties" in keywords):
         return None
     names = list(keywords.get("properties", ()))
-    inner = [
-        rewriter.document.child(place, x, "allOf", at) for at, x in enumerate(keywords.get("allOf", ()))
-    ]
+    inner = [rewriter.document.child(place, x, "allOf", at) for at, x in enumerate(keywords.get("allOf", ()))]
     if "$ref" in keywords:
         inner.append(rewriter.document.follow(place))
     for other in inner:
@@ -216,7 +216,9 @@ def _counts(rewriter: Rewriter, place: Place, keywords: dict[str, Any], base: di
     if not least and most is None:
         return True
     open_names = base.get("additionalProperties", True) is not False or bool(base.get("patternProperties"))
-    optional = [name for name, x in base.get("properties", {}).items() if name not in required and x is not False]
+    optional = [
+        name for name, x in base.get("properties", {}).items() if name not in required and x is not False
+    ]
     one = least - len(required) <= 1 and (most is None or most - len(required) == 1) and not open_names
     merged = any(word in keywords for word in (*_APPLICATORS, "dependentRequired", "not"))
     if "minProperties" in rewriter.relaxed or (optional and not one) or merged:

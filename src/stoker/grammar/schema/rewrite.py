@@ -56,9 +56,7 @@ class Rewritten:
     ignored: tuple[str, ...]  # formats that JSON Schema does not define, and where
 
 
-def rewrite(
-    document: Document, strings: StringTests, *, relaxed: frozenset[str] = frozenset()
-) -> Rewritten:
+def rewrite(document: Document, strings: StringTests, *, relaxed: frozenset[str] = frozenset()) -> Rewritten:
     """Rewrite a document. `relaxed` are keywords to be left to tests altogether.
 
     Raises RequestError for what cannot be enforced either way, and for a schema that is too large.
@@ -241,9 +239,7 @@ class Rewriter:
                     exact = False
         return exact
 
-    def _string(
-        self, place: Place, keywords: dict[str, Any], base: dict[str, Any], last: list[Over]
-    ) -> bool:
+    def _string(self, place: Place, keywords: dict[str, Any], base: dict[str, Any], last: list[Over]) -> bool:
         if "string" not in types_of(keywords):
             return True
         exact = True
@@ -252,7 +248,7 @@ class Rewriter:
         name = keywords.get("format")
         if name in NATIVE_FORMATS:
             base["format"] = name
-        elif name in PATTERN_FORMATS:
+        elif name is not None and name in PATTERN_FORMATS:
             last.append(Over({"pattern": to_rust(PATTERN_FORMATS[name])}, exact=True))
         elif name is not None:
             self._ignored[f"{name!r:.60} at {place.at}"] = None
@@ -279,7 +275,9 @@ class Rewriter:
             return True
         exact = True
         if "prefixItems" in keywords:
-            parts = [self.over_child(place, x, "prefixItems", at) for at, x in enumerate(keywords["prefixItems"])]
+            parts = [
+                self.over_child(place, x, "prefixItems", at) for at, x in enumerate(keywords["prefixItems"])
+            ]
             base["prefixItems"] = [part.schema for part in parts]
             exact &= all(part.exact for part in parts)
         rest = "items" if "items" in keywords else "unevaluatedItems"
