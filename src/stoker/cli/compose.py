@@ -211,6 +211,7 @@ async def _serve(
     server, service, tracing = _server(shelf, access, storage, logs, listener)
     serving = asyncio.create_task(run_until_signal(server, on_listening=lambda: None))
     await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
+    was_told_to_stop = service.draining  # then that the model could not be loaded is no error
     if first.done() and first.exception() is None:
         seconds = time.perf_counter() - started
         service.warm = True
@@ -223,7 +224,7 @@ async def _serve(
     await serving
     if tracing is not None:
         await asyncio.to_thread(tracing.close)
-    if first.done() and not first.cancelled():
+    if first.done() and not first.cancelled() and not was_told_to_stop:
         first.result()
 
 

@@ -72,6 +72,11 @@ class HttpServer:
         """Take nothing new, let open requests finish for `drain_s`. The second call does not wait."""
         if self._drain is not None:
             self._uvicorn.force_exit = True
+            # Which ends their requests, and so the drain; uvicorn waits for the last connection even now.
+            for connection in list(self._uvicorn.server_state.connections):
+                transport = getattr(connection, "transport", None)
+                if transport is not None:
+                    transport.abort()
             return
         _LOGGER.info("stopping; open requests: %d", self._service.open_requests)
         self._service.draining = True
@@ -81,11 +86,9 @@ class HttpServer:
         self._uvicorn.should_exit = True
 
     async def _finish(self) -> None:
-        if self._drain is not None and not self._uvicorn.force_exit:
+        if self._drain is not None:
             await self._drain
             return
-        if self._drain is not None:
-            self._drain.cancel()
         self._service.draining = True
         await self._close(0.0)
 

@@ -172,7 +172,7 @@ def test_a_client_that_leaves_aborts_its_request(fields: dict[str, object]) -> N
         model = served.host.model
         _wait_for(lambda: model.open == 0, seconds=1.0)
         assert len(model.aborted) == len(model.requests)
-        assert (served.service.open_requests, served.host.in_use) == (0, 0)
+        _wait_for(lambda: (served.service.open_requests, served.host.in_use) == (0, 0), seconds=1.0)
         assert served.complete(max_tokens=1).status_code == 200
 
 
@@ -253,3 +253,38 @@ def test_a_stop_does_not_wait_longer_than_it_may() -> None:
         served.stop()
         served.thread.join(20)
         assert time.monotonic() - started < 8
+
+
+class _Draining(FakeHost):
+    """Waits for what is open, as models in processes do, and does not hurry when it is told again."""
+
+    closing: asyncio.Task[None] | None = None
+
+    async def close(self, *, drain_s: float) -> None:
+        if self.closing is None:
+            self.closing = asyncio.create_task(self._drain(drain_s))
+        await asyncio.wait([self.closing])
+
+    async def _drain(self, drain_s: float) -> None:
+        end = time.monotonic() + drain_s
+        while self.model.open and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_second_stop_does_not_wait(reads: bool) -> None:
+    """Neither for a request that takes long, nor for a client that does not take its answer."""
+    text = "x" * 200_000
+    model = FakeModel(first_delay_s=60.0) if reads else FakeModel(answer=lambda r, s: text)
+    with serve(_Draining(model), ServerOptions(drain_s=30)) as served:
+        connection = served.connect()
+        connection.sendall(_request(b'{"prompt": "a", "max_tokens": 200000, "stream": true}'))
+        _wait_for(lambda: model.open == 1)
+        time.sleep(0.3)
+        started = time.monotonic()
+        served.stop()
+        time.sleep(0.3)
+        served.stop()
+        served.thread.join(20)
+        assert time.monotonic() - started < 8
+        connection.close()
