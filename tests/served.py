@@ -44,10 +44,11 @@ class Served:
             content=content,
             headers={"content-type": "application/json", **headers},
             timeout=20,
+            verify=False,  # nothing is encrypted here, and reading certificates takes 0.1 s
         )
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers=headers, timeout=20)
+        return httpx.get(self.url + path, headers=headers, timeout=20, verify=False)
 
     def chat(self, content: str = "hi", **fields: Any) -> httpx.Response:
         return self.post(
