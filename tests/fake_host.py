@@ -12,6 +12,7 @@ import codecs
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from stoker.api.chat import Chat, Message
 from stoker.api.errors import RequestError
@@ -40,6 +41,7 @@ class FakeModel:
     answer: Callable[[Request, int], str] = default_answer
     has_chat_template: bool = True
     chat_template: str | None = DEFAULT_TEMPLATE
+    pooling: Literal["mean", "last"] | None = "mean"
     ready: bool = True
     context_tokens: int = 100_000
     token_delay_s: float = 0.0  # before each token; 0: all are there at once

@@ -144,13 +144,17 @@ class LLM:
         return [found.get(i) or prompt_score_of(token_ids, []) for i, token_ids in enumerate(listed)]
 
     def embed(
-        self, prompts: PromptLike | Sequence[PromptLike], *, pooling: Pooling = "mean"
+        self, prompts: PromptLike | Sequence[PromptLike], *, pooling: Pooling | None = None
     ) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, [prompts, width]: the mean of all tokens' hidden states, or the "last" one's.
+        """Vectors of length 1, [prompts, width]: the "mean" of all tokens' hidden states, or the "last" one.
 
-        A prompt is text or token ids. Raises `RequestError` (also `PromptTooLongError`) before anything is
-        computed; `EngineError` if the model fails or its hidden states are not finite.
+        A prompt is text or token ids. `pooling`: none means what the model's file says, else the mean.
+        Raises `RequestError` (also `PromptTooLongError`) before anything is computed; `EngineError` if the
+        model fails or its hidden states are not finite.
         """
+        pooling = pooling or self._engine.pooling
+        if pooling is None:
+            raise RequestError(f"{self.name} does not say how its embeddings are pooled; allowed: mean, last")
         requests = [
             Request(self._next_id(), prompt, SamplingParams(seed=0), pooling=pooling)
             for prompt in _as_prompts(prompts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stoker.api.events import Event
-from stoker.api.request import Prompt, Request
+from stoker.api.request import Pooling, Prompt, Request
 from stoker.api.stats import EngineStats
 
 
@@ -59,6 +59,11 @@ class ServedModel(Endpoint, Protocol):
     @property
     def has_chat_template(self) -> bool:
         """False for a base model, which takes text and token ids only."""
+        ...
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How its embeddings are made unless a request says otherwise; none: every request must."""
         ...
 
     @property

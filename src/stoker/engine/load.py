@@ -23,6 +23,7 @@ from stoker.kernels.cores import physical_cores
 from stoker.kernels.native import KvType
 from stoker.kernels.numerics import NUMERICS
 from stoker.models.load import load_native
+from stoker.models.pooling import pooling_from_gguf
 from stoker.sampling.native import native_sampler
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.digest import weights_digest
@@ -98,6 +99,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
             batch_tokens=options.scheduler.batch_tokens,
         )
         tokenizer = load_tokenizer(file.metadata, header_digest)
+        pooling = pooling_from_gguf(file.metadata)
     context_tokens = options.context_tokens or interpreter.context_tokens
     if context_tokens > interpreter.context_tokens:
         raise RequestError(
@@ -125,6 +127,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
         name=name,
         encode_chat=_chat_encoder(tokenizer),
         guides_of=_guides_of(tokenizer, interpreter.vocabulary),
+        pooling=pooling,
         notes=() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",),
     )
 

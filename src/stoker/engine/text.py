@@ -13,7 +13,7 @@ from stoker.api.chat import Chat, Message
 from stoker.api.errors import ModelFormatError, PromptTooLongError, RequestError
 from stoker.api.events import DoneEvent, EmbeddingEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
 from stoker.api.protocols import SeedSource
-from stoker.api.request import Request, SamplingParams
+from stoker.api.request import Pooling, Request, SamplingParams
 from stoker.engine.choice_text import ChoiceText
 from stoker.engine.engine import Engine
 from stoker.engine.plan import Scores
@@ -134,11 +134,13 @@ class TextEngine:
         name: str,
         encode_chat: EncodeChat | None = None,
         guides_of: GuidesOf | None = None,
+        pooling: Pooling | None = "mean",
         notes: tuple[str, ...] = (),
     ) -> None:
         """`notes`: what a user should be told of how it was loaded. `encode_chat` turns messages into token
         ids by the model's template; none: chats are refused. `guides_of` compiles what an answer must look
-        like; none: that is refused.
+        like; none: that is refused. `pooling`: what embeddings are made by unless a request says otherwise;
+        none: every request must.
         """
         if engine.vocabulary != tokenizer.vocab_size:
             raise ModelFormatError(
@@ -149,6 +151,7 @@ class TextEngine:
         self.tokenizer = tokenizer
         self.name = name
         self.notes = notes
+        self.pooling = pooling
         self._seeds = seeds
         self._encode_chat = encode_chat
         self._guides_of = guides_of

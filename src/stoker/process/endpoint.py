@@ -21,7 +21,7 @@ import zmq
 from stoker.api.errors import EngineError, QueueFullError, RequestError, StokerError, UnavailableError
 from stoker.api.events import DoneEvent, EmbeddingEvent, Event, PromptEvent, TokensEvent
 from stoker.api.protocols import ModelCard, SeedSource
-from stoker.api.request import Prompt, Request
+from stoker.api.request import Pooling, Prompt, Request
 from stoker.api.stats import EngineStats
 from stoker.process.answer import Answer
 from stoker.process.child import WORKER_COMMAND, WorkerProcess
@@ -169,6 +169,11 @@ class ProcessEndpoint:
     def has_chat_template(self) -> bool:
         """False for a base model."""
         return self._prompts.has_chat_template
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How its embeddings are made unless a request says otherwise; none: every request must."""
+        return None if self._facts is None else self._facts.pooling
 
     @property
     def chat_template(self) -> str | None:

@@ -88,6 +88,7 @@ class Ready(msgspec.Struct, array_like=True, tag=11, frozen=True):
     vocabulary: int
     resident_bytes: int  # of the worker, weights and all, before the first request
     kv_bytes: int  # the cap: what the KV cache may still add
+    pooling: Pooling | None  # of its embeddings, unless a request says otherwise
 
 
 TokenRow = tuple[str, int, tuple[int, ...], str]  # key, choice, token ids, text

@@ -93,7 +93,7 @@ def _serve(settings: Settings, socket: zmq.Socket[bytes], steps: StepClock, load
         gc.freeze()
         ready = Ready(
             PROTOCOL, settings.secret, engine.engine.context_tokens, engine.engine.vocabulary,
-            resident_bytes(), options.kv_bytes,
+            resident_bytes(), options.kv_bytes, engine.pooling,
         )  # fmt: skip
         socket.send(encoder.encode(ready))
         for note in engine.notes:

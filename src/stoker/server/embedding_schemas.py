@@ -32,7 +32,7 @@ class EmbeddingRequest(Fields):
         None, ge=1, le=_INT32, description="Only the model's width: these models are not trained to be cut."
     )
     pooling: Literal["mean", "last"] | None = Field(
-        None, description="Default mean, of all tokens' hidden states; last: the last token's."
+        None, description="Of all tokens' hidden states, or the last one's. Default: the model's, else mean."
     )
     user: str | None = Field(
         None, max_length=1024, description="With the API key: who shares the machine fairly with others."

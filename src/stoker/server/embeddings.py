@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from stoker.api.errors import EngineError, StokerError
 from stoker.api.events import DoneEvent, EmbeddingEvent
 from stoker.api.protocols import ServedModel
-from stoker.api.request import Request, SamplingParams
+from stoker.api.request import Pooling, Request, SamplingParams
 from stoker.server.chunks import check_end
 from stoker.server.embedding_schemas import EmbeddingRequest
 from stoker.server.errors import Refusal, problem_of, refuse
@@ -56,7 +56,10 @@ class Embeddings:
                 service.host.use(name, keep_alive_s=seconds_of(fields.keep_alive)) as model,
             ):
                 name = model.card.name
-                requests = _requests(service, scope, fields, name)
+                pooling = fields.pooling or model.pooling
+                if pooling is None:
+                    raise refuse("pooling", f"pooling is missing, and {name} has none; allowed: mean, last")
+                requests = _requests(service, scope, fields, name, pooling)
                 embedded = await _embed_all(model, requests, fields.dimensions)
             await answer_json(scope, send, _answer(name, embedded, fields.encoding_format == "base64"))
 
@@ -69,7 +72,9 @@ class _Embedded:
     tokens: int
 
 
-def _requests(service: Service, scope: Scope, fields: EmbeddingRequest, model: str) -> list[Request]:
+def _requests(
+    service: Service, scope: Scope, fields: EmbeddingRequest, model: str, pooling: Pooling
+) -> list[Request]:
     who = "/".join(part for part in (tenant(scope), fields.user) if part)
     return [
         Request(
@@ -81,7 +86,7 @@ def _requests(service: Service, scope: Scope, fields: EmbeddingRequest, model: s
             tenant=who,
             cache_salt=fields.cache_salt or "",
             background=fields.service_tier == "flex",
-            pooling=fields.pooling or "mean",
+            pooling=pooling,
         )
         for number, prompt in enumerate(_prompts(fields))
     ]
@@ -92,7 +97,7 @@ def _prompts(fields: EmbeddingRequest) -> list[str | tuple[int, ...]]:
     if isinstance(given, str):
         return [given]
     if isinstance(given[0], int):
-        return [tuple(cast("list[int]", given))]
+        return [tuple(given)]
     return [item if isinstance(item, str) else tuple(item) for item in cast("list[str | list[int]]", given)]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stoker.api.errors import StokerError
 from stoker.api.events import DoneEvent, Event, FinishReason, TokensEvent
 from stoker.api.protocols import Endpoint, ModelCard, ModelHost, ServedModel
-from stoker.api.request import Prompt, Request
+from stoker.api.request import Pooling, Prompt, Request
 from stoker.api.stats import EngineStats
 from stoker.telemetry.measures import ModelMeasures
 
@@ -221,6 +221,11 @@ class ObservedModel:
     def has_chat_template(self) -> bool:
         """As the model has it."""
         return self._model.has_chat_template
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """As the model has it."""
+        return self._model.pooling
 
     @property
     def chat_template(self) -> str | None:

@@ -108,5 +108,11 @@ def test_llm() -> None:
                 llm.embed(wrong)
         with pytest.raises(RequestError, match="pooling is 'max'; allowed: mean, last"):
             llm.embed("a", pooling="max")  # type: ignore[arg-type]
+        last = llm.embed("coal", pooling="last").tolist()
+        llm.text_engine.pooling = "last"
+        assert llm.embed("coal").tolist() == last
+        llm.text_engine.pooling = None
+        with pytest.raises(RequestError, match="does not say how"):
+            llm.embed("coal")
         assert not llm.text_engine.busy
         assert ByteTokenizer.vocab_size == llm.text_engine.engine.vocabulary

@@ -152,6 +152,16 @@ def test_refusals(served: Served, fields: Any, status: int, param: str | None, w
         assert error["param"] == param
 
 
+def test_the_models_own_pooling(served: Served) -> None:
+    model_of(served).pooling = "last"
+    assert ask(served, "coal").status_code == 200
+    model_of(served).pooling = None
+    refused = ask(served, "coal")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "pooling")
+    assert ask(served, "coal", pooling="mean").status_code == 200
+    assert [request.pooling for request in model_of(served).seen] == ["last", "mean"]
+
+
 def test_many_inputs_share_the_queue(served: Served) -> None:
     answer = ask(served, [f"text {i}" for i in range(MAX_INPUTS)])
     assert [one["index"] for one in answer.json()["data"]] == list(range(MAX_INPUTS))
