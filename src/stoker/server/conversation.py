@@ -143,7 +143,10 @@ def _thinking(
             variables = {form.thinking.switch: effort != "none", **variables}
         if budget is None:
             budget = _BUDGETS.get(effort)
-    return form.thoughts(variables, budget), variables
+    thinking = form.thoughts(variables, budget)
+    if thinking is not None and not conversation.add_generation_prompt:
+        thinking = replace(thinking, begun=False)  # the prompt ends in what was said, after any thoughts
+    return thinking, variables
 
 
 def _variables(conversation: Conversation, form: ChatFormat) -> Mapping[str, Any]:

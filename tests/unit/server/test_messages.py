@@ -412,6 +412,17 @@ def test_an_open_turn_is_the_prompts_end(served: Served) -> None:
     assert bytes(served.host.model.requests[-1].prompt) == b"<user>hi<assistant>The answer is ("
 
 
+def test_what_follows_an_open_turn_is_no_thought(served: Served) -> None:
+    """Though the prompt of a new turn would end inside of thoughts."""
+    opens = TEMPLATE + " {{ '<think>' }}"
+    with serve(FakeHost(FakeModel(chat_template=opens, answer=lambda request, seed: "4)"))) as thinking:
+        new = _message(_ask(thinking))["content"]
+        messages = [*USER, {"role": "assistant", "content": "The answer is ("}]
+        gone_on = _message(_ask(thinking, messages=messages))["content"]
+    assert [block["type"] for block in new] == ["thinking"]
+    assert [block["text"] for block in gone_on] == ["4)"]
+
+
 def test_who_pays_is_not_told_to_the_model() -> None:
     line = "x-anthropic-billing-header: cc_version=2; cch=abc;"
     blocks = [{"type": "text", "text": line}, {"type": "text", "text": "You code."}]
