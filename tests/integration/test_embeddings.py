@@ -96,6 +96,7 @@ def test_near_numpys(smollm2_path: Path, pooling: Pooling, llm_of: Callable[...,
 
 
 def test_through_http(smollm2_path: Path, llm_of: Callable[..., LLM]) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
     llm = llm_of("smollm2")
     expected = llm.embed(TEXTS)
     with (
@@ -114,6 +115,11 @@ def test_through_http(smollm2_path: Path, llm_of: Callable[..., LLM]) -> None:
             assert answer.model == name
         ids = client.embeddings.create(model=name, input=[llm.tokenize(text) for text in TEXTS])
         assert ids.data[3].embedding == packed.data[3].embedding
+        chain = langchain_openai.OpenAIEmbeddings(
+            model=name, base_url=url + "/v1", api_key="none", check_embedding_ctx_length=False
+        )
+        assert chain.embed_documents(TEXTS) == [one.embedding for one in packed.data]
+        assert chain.embed_query(TEXTS[0]) == packed.data[0].embedding
         last = client.embeddings.create(model=name, input=TEXTS[0], extra_body={"pooling": "last"})
         assert np.float32(last.data[0].embedding).tobytes() == llm.embed(TEXTS[0], pooling="last").tobytes()
         with pytest.raises(openai.BadRequestError, match="dimensions is 256; allowed: 576"):

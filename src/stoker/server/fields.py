@@ -45,6 +45,9 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         "truncate_prompt_tokens": "prompts are never cut; one that is too long is a 400",
         "spaces_between_special_tokens": "allowed: true",
         "length_penalty": "answers are sampled; allowed: 1.0",
+        "normalize": "embeddings have length 1; allowed: true",
+        "embed_dtype": "embeddings are of 32-bit floats; allowed: float32",
+        "endianness": "base64 is of little-endian numbers; allowed: little",
     }
 )
 _ACCEPTED_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -58,6 +61,9 @@ _ACCEPTED_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "spaces_between_special_tokens": (True,),
         "length_penalty": (1.0, 1),
         "annotations": ([],),
+        "normalize": (True,),
+        "embed_dtype": ("float32",),
+        "endianness": ("little",),
     }
 )
 _MOST_SHOWN = 80  # characters of a wrong value in a message

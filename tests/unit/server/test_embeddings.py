@@ -109,7 +109,8 @@ def test_base64_is_the_same_numbers(served: Served) -> None:
 
 
 def test_what_the_engine_is_told(served: Served) -> None:
-    fields = {"pooling": "last", "user": "ada", "priority": -3, "cache_salt": "s", "service_tier": "flex"}
+    fields: dict[str, Any] = {"normalize": True, "embed_dtype": "float32"}  # what is done anyway
+    fields |= {"pooling": "last", "user": "ada", "priority": -3, "cache_salt": "s", "service_tier": "flex"}
     assert ask(served, "coal", **fields, keep_alive="5m", encoding_format=None).status_code == 200
     (request,) = model_of(served).seen
     assert (request.pooling, request.tenant, request.priority, request.cache_salt, request.background) == (
@@ -139,7 +140,8 @@ def test_what_the_engine_is_told(served: Served) -> None:
         ({"dimensions": 0}, 400, "dimensions", "greater than or equal to 1"),
         ({"pooling": "cls"}, 400, "pooling", "'mean' or 'last'"),
         ({"truncate_prompt_tokens": 8}, 400, "truncate_prompt_tokens", "prompts are never cut"),
-        ({"normalize": False}, 400, "normalize", "normalize"),
+        ({"normalize": False}, 400, "normalize", "embeddings have length 1; allowed: true"),
+        ({"embed_dtype": "float16"}, 400, "embed_dtype", "allowed: float32"),
         ({"stream": True}, 400, "stream", "not a field"),
     ],
 )
