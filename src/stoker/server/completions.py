@@ -10,7 +10,7 @@ from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.asked import Asked
 from stoker.server.chat import engine_request, tier_of
-from stoker.server.constraints import constraint_of
+from stoker.server.constraints import closed, constraint_of
 from stoker.server.errors import refuse
 from stoker.server.generation import Generation
 from stoker.server.http import Scope
@@ -42,7 +42,7 @@ async def understand(service: Service, scope: Scope, fields: CompletionRequest, 
     include_usage, continuous_usage = streams_usage(fields)
     prompts = _prompts(fields)
     constraint, constraint_field = constraint_of(fields)
-    params = _params(fields, constraint)
+    params = _params(fields, None if constraint is None else closed(constraint))
     echo_logprobs = bool(fields.echo) and fields.logprobs is not None
     prompt_ids = None
     if continuous_usage or fields.return_token_ids or echo_logprobs:

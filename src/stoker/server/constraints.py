@@ -14,6 +14,7 @@ from stoker.api.errors import RequestError
 from stoker.server.errors import refuse
 from stoker.server.output_schemas import ResponseFormat, StructuralTag, StructuredOutputs
 from stoker.server.schemas import GenerationFields
+from stoker.tools import closed_schema
 
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
@@ -45,6 +46,16 @@ def constraint_of(fields: GenerationFields) -> tuple[Constraint | None, str]:
     return made(name, lambda: _of_kind(name, kind, value)), name
 
 
+def closed(constraint: Constraint) -> Constraint:
+    """`constraint`, without properties that its schema does not name, unless that says others may come."""
+    if constraint.kind != "json_schema":
+        return constraint
+    schema = json.loads(constraint.text)
+    if not isinstance(schema, dict):
+        return constraint
+    return Constraint("json_schema", json.dumps(closed_schema(schema), ensure_ascii=False))
+
+
 def _kinds(outputs: StructuredOutputs | None) -> dict[str, Any]:
     if outputs is None:
         return {}
@@ -73,7 +84,8 @@ def _of_format(form: ResponseFormat) -> Constraint:
 
 def _of_kind(name: str, kind: str, value: Any) -> Constraint:
     if kind == "json":
-        return Constraint("json_schema", schema_text(name, value))
+        schema = _object(name, value) if isinstance(value, str) else value
+        return Constraint("json_schema", schema_text(name, schema))
     if kind == "json_object":
         return Constraint("json_object")
     if kind == "regex":
@@ -93,10 +105,8 @@ def made(where: str, make: Callable[[], Constraint]) -> Constraint:
         raise refuse(where, f"{where}: {error}") from None
 
 
-def schema_text(where: str, schema: dict[str, Any] | str) -> str:
-    """A schema as JSON text; one that is text already must be an object's. Raises `Refusal`."""
-    if isinstance(schema, str):
-        schema = _object(where, schema)
+def schema_text(where: str, schema: dict[str, Any]) -> str:
+    """A schema as JSON text. Raises `Refusal` for what JSON has not, or what nests too deeply."""
     try:
         return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from stoker.api.constraint import Constraint, Thinking
 from stoker.api.errors import RequestError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
+from stoker.server.constraints import closed
 from stoker.server.errors import refuse
 from stoker.server.field_names import CHAT_FIELDS, FieldNames
 from stoker.server.tool_checks import MAX_TOOLS, check_choice, check_turns, checked_tools
@@ -172,13 +173,13 @@ def _callable(choice: ToolChoice, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
 
 def _constraint(conversation: Conversation, form: ChatFormat, tools: tuple[Tool, ...]) -> Constraint | None:
     if not tools:
-        return conversation.constraint
+        return None if conversation.constraint is None else closed(conversation.constraint)
     fields, mode = conversation.fields, conversation.tool_choice.mode
     least = 1 if mode in ("required", "named") else 0
     most = 1 if mode == "named" or not conversation.parallel_tool_calls else None
     or_schema = None
     if conversation.constraint is not None and not least:
-        or_schema = _schema_of(conversation.constraint, fields)
+        or_schema = _schema_of(closed(conversation.constraint), fields)
     tags = form.tags(tools, text=not least, least=least, most=most, or_schema=or_schema)
     try:
         return Constraint("tags", tags=tags)

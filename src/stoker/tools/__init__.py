@@ -1,6 +1,6 @@
 """Tool calls and thoughts in text: how each model's template writes them, and one parser for all."""
 
-from stoker.tools.arguments import arguments_schema
+from stoker.tools.arguments import arguments_schema, closed_schema
 from stoker.tools.format import CallFormat, ChatFormat
 from stoker.tools.parser import AnswerParser, CallMarks
 from stoker.tools.parts import CallArguments, CallStart, Part, ReasoningPart, TextPart
@@ -22,4 +22,5 @@ __all__ = [
     "arguments_schema",
     "call_format_named",
     "chat_format",
+    "closed_schema",
 ]

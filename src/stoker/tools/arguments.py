@@ -1,4 +1,4 @@
-"""The schema that a call's arguments are held to."""
+"""The schemas that a call's arguments, and answers in JSON, are held to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _DECIDES_MORE = frozenset(
         "anyOf",
         "dependentSchemas",
         "if",
+        "minProperties",
         "oneOf",
         "patternProperties",
         "unevaluatedProperties",
@@ -44,15 +45,30 @@ def arguments_schema(parameters: str) -> str:
     return json.dumps(_closed({"type": "object", "properties": {}, **schema}, 0), ensure_ascii=False)
 
 
+def closed_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` with its objects closed: a property that it does not name may not come, unless it says that
+    others may. What fits the result fits `schema`; without this, small models invent properties for ever."""
+    closed: dict[str, Any] = _closed(schema, 0)
+    return closed
+
+
 def _closed(schema: Any, depth: int) -> Any:
     """`schema` with its objects closed, where nothing but `properties` says what they have."""
     if not isinstance(schema, dict) or depth > _MOST_DEPTH:
         return schema
     closed = dict(schema)
     properties = schema.get("properties")
-    if isinstance(properties, dict) and not _DECIDES_MORE & schema.keys():
+    if isinstance(properties, dict) and not _DECIDES_MORE & schema.keys() and _names_all(schema):
         closed["additionalProperties"] = False
         closed["properties"] = {name: _closed(value, depth + 1) for name, value in properties.items()}
     if isinstance(schema.get("items"), dict):
         closed["items"] = _closed(schema["items"], depth + 1)
     return closed
+
+
+def _names_all(schema: dict[str, Any]) -> bool:
+    """False if it requires a property that it does not describe."""
+    required = schema.get("required", [])
+    return not isinstance(required, list) or all(
+        isinstance(name, str) and name in schema["properties"] for name in required
+    )

@@ -21,6 +21,7 @@ from stoker.server.fields import REFUSED_FIELDS
 USER = {"role": "user", "content": "hi"}
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
 SCHEMA = {"type": "object", "properties": {"z": {}, "a": {}}}
+CLOSED = {**SCHEMA, "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_every_field_of_openais_completions_too(name: str) -> None:
         ({"response_format": {"type": "json_object"}}, Constraint("json_object")),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
-            Constraint("json_schema", json.dumps(SCHEMA)),
+            Constraint("json_schema", json.dumps(CLOSED)),
         ),
         (
             {
@@ -72,16 +73,16 @@ def test_every_field_of_openais_completions_too(name: str) -> None:
                     "json_schema": {"name": "x", "schema": SCHEMA, "strict": True, "description": "d"},
                 }
             },
-            Constraint("json_schema", json.dumps(SCHEMA)),
+            Constraint("json_schema", json.dumps(CLOSED)),
         ),
-        ({"structured_outputs": {"json": SCHEMA}}, Constraint("json_schema", json.dumps(SCHEMA))),
-        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Constraint("json_schema", json.dumps(SCHEMA))),
+        ({"structured_outputs": {"json": SCHEMA}}, Constraint("json_schema", json.dumps(CLOSED))),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Constraint("json_schema", json.dumps(CLOSED))),
         ({"structured_outputs": {"regex": "a+"}}, Constraint("regex", "a+")),
         ({"structured_outputs": {"choice": ["a", "b"]}}, Constraint("choice", choices=("a", "b"))),
         ({"structured_outputs": {"grammar": 'start: "a"'}}, Constraint("lark", 'start: "a"')),
         ({"structured_outputs": {"json_object": True}}, Constraint("json_object")),
         ({"structured_outputs": {"regex": "a", "disable_fallback": False}}, Constraint("regex", "a")),
-        ({"guided_json": SCHEMA}, Constraint("json_schema", json.dumps(SCHEMA))),
+        ({"guided_json": SCHEMA}, Constraint("json_schema", json.dumps(CLOSED))),
         ({"guided_regex": "a+"}, Constraint("regex", "a+")),
         ({"guided_choice": ["a"]}, Constraint("choice", choices=("a",))),
         ({"guided_grammar": 'start: "a"'}, Constraint("lark", 'start: "a"')),

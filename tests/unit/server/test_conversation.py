@@ -106,7 +106,7 @@ def test_arguments_are_held_to_a_closed_schema() -> None:
 
 
 def test_calls_or_json() -> None:
-    schema = '{"type": "object", "properties": {"a": {}}}'
+    schema = '{"type": "object", "properties": {"a": {}}, "additionalProperties": false}'
     ready = prepared(tools=TOOLS, constraint=Constraint("json_schema", schema))
     found = tags(ready)
     assert (found.text, found.least, found.most) == (False, 1, 1)
