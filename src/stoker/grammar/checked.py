@@ -2,96 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 from stoker.grammar.guide import MaskRow
 from stoker.grammar.matching import GrammarGuide
-from stoker.grammar.schema.checks import CheckPlan, ValueChecks
-from stoker.grammar.schema.reader import Reader
+from stoker.grammar.text_checks import TextChecks
 from stoker.grammar.vocabulary import Vocabulary
 
-
-class TextChecks(Protocol):
-    """Tests of a text as it grows."""
-
-    def feed(self, data: bytes) -> bool:
-        """Read on; False if the text must not go on so, and then these tests are of no more use."""
-        ...
-
-    def end(self) -> bool:
-        """Whether the text may end here."""
-        ...
-
-    def copy(self) -> TextChecks:
-        """The same tests in the same state, free to go elsewhere."""
-        ...
-
-
-class JsonChecks:
-    """Of a text that is one JSON value."""
-
-    def __init__(self, plan: CheckPlan) -> None:
-        self._reader = Reader()
-        self._checks = ValueChecks(plan)
-
-    @property
-    def done(self) -> bool:
-        """Whether the value is complete."""
-        return self._reader.done
-
-    def feed(self, data: bytes) -> bool:
-        """See `TextChecks`."""
-        return self._reader.feed(data, self._checks)
-
-    def end(self) -> bool:
-        """See `TextChecks`."""
-        return self._reader.end(self._checks)
-
-    def copy(self) -> JsonChecks:
-        """See `TextChecks`."""
-        other = JsonChecks.__new__(JsonChecks)
-        other._reader, other._checks = self._reader.copy(), self._checks.copy()
-        return other
-
-
-class TagChecks:
-    """Of a text with tags, by where each begins: the values in them."""
-
-    def __init__(self, tags: Sequence[tuple[bytes, CheckPlan | None]]) -> None:
-        self._tags = tags
-        self._longest = max(len(begin) for begin, _ in tags)
-        self._tail = b""  # of the text since the last value
-        self._open: list[JsonChecks] = []  # more than one if tags begin alike
-
-    def feed(self, data: bytes) -> bool:
-        """See `TextChecks`."""
-        return all(self._byte(data[at : at + 1]) for at in range(len(data)))
-
-    def end(self) -> bool:
-        """See `TextChecks`."""
-        return True
-
-    def copy(self) -> TagChecks:
-        """See `TextChecks`."""
-        other = TagChecks(self._tags)
-        other._tail = self._tail
-        other._open = [checks.copy() for checks in self._open]
-        return other
-
-    def _byte(self, byte: bytes) -> bool:
-        if self._open:
-            self._open = [checks for checks in self._open if checks.feed(byte)]
-            if not self._open:
-                return False
-            if all(checks.done for checks in self._open):
-                self._open, self._tail = [], b""
-            return True
-        self._tail = (self._tail + byte)[-self._longest :]
-        begun = [plan for begin, plan in self._tags if self._tail.endswith(begin)]
-        if begun and None not in begun:
-            self._open = [JsonChecks(plan) for plan in begun if plan is not None]
-        return True
+# How far a token is followed to see whether anything can come of it: while so few tokens may come next, and
+# over so many of them altogether. A dead end further away is not seen.
+MOST_NEXT = 8
+MOST_FOLLOWED = 48
 
 
 class CheckedGuide:
@@ -116,6 +35,11 @@ class CheckedGuide:
         """Whether the grammar is at its end."""
         return self._inner.finished
 
+    @property
+    def can_begin(self) -> bool:
+        """False if what is forced at the beginning is refused, so that no text can come of it."""
+        return _Search(self._vocabulary).goes_on(self._inner, self._checks.copy())
+
     def fill_mask(self, mask: MaskRow) -> None:
         """The grammar's mask."""
         self._inner.fill_mask(mask)
@@ -125,18 +49,14 @@ class CheckedGuide:
         return self._inner.allows(token_id) and not self.refuses(token_id)
 
     def refuses(self, token_id: int) -> bool:
-        """Whether the token completes a value that is wrong, or forces one to come."""
+        """Whether the token completes a value that is wrong, or leaves nothing but that."""
         checks = self._checks.copy()
         if token_id in self._vocabulary.stop_ids:
             return not checks.end()
         if not checks.feed(self._vocabulary.tokenizer.token_bytes(token_id)):
             return True
         self._tried = (token_id, checks)
-        forced, ends = self._inner.after(token_id)
-        if not forced and not ends:
-            return False
-        beyond = checks.copy()
-        return not beyond.feed(forced) or (ends and not beyond.end())
+        return not _Search(self._vocabulary).goes_on(self._inner.after(token_id), checks.copy())
 
     def push(self, token_id: int) -> None:
         """See `Guide`."""
@@ -146,3 +66,41 @@ class CheckedGuide:
             self._checks = tried[1]
         elif token_id not in self._vocabulary.stop_ids:
             self._checks.feed(self._vocabulary.tokenizer.token_bytes(token_id))
+
+
+class _Search:
+    """Follows what a grammar leaves until there is a choice among many tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._left = MOST_FOLLOWED
+
+    def goes_on(self, guide: GrammarGuide | None, checks: TextChecks) -> bool:
+        """False if every way from here is refused. `checks` are used up."""
+        if guide is None:  # the grammar cannot follow it: the push will say why
+            return True
+        while guide.forced:
+            for token_id in guide.forced:
+                if not checks.feed(self._vocabulary.tokenizer.token_bytes(token_id)):
+                    return False
+                guide = guide.after(token_id)
+                if guide is None:
+                    return True
+        if guide.finished:
+            return checks.end()
+        next_ids = guide.few_next(MOST_NEXT)
+        if next_ids is None:
+            return True
+        for token_id in next_ids:
+            self._left -= 1
+            if self._left < 0 or self._may_come(guide, checks, token_id):
+                return True
+        return False
+
+    def _may_come(self, guide: GrammarGuide, checks: TextChecks, token_id: int) -> bool:
+        branch = checks.copy()
+        if token_id in self._vocabulary.stop_ids:
+            return branch.end()
+        if not branch.feed(self._vocabulary.tokenizer.token_bytes(token_id)):
+            return False
+        return self.goes_on(guide.after(token_id), branch)

@@ -30,6 +30,12 @@ class Grammar:
         self._vocabulary = vocabulary
         self.warnings = (*source.warnings, *matcher.get_grammar_warnings())
 
+    @property
+    def can_begin(self) -> bool:
+        """False if it is plain from the first tokens that no text satisfies it."""
+        guide = self.new()
+        return guide.can_begin if isinstance(guide, CheckedGuide) else True
+
     def new(self) -> GrammarGuide | CheckedGuide:
         """A guide at the start of a text."""
         guide = GrammarGuide(self._matcher.deep_copy(), self._vocabulary)
@@ -102,7 +108,10 @@ class GrammarCompiler:
         matcher = LLMatcher(self._vocabulary.trie, source.text, log_level=0, limits=parser_limits())
         if matcher.is_error():
             raise RequestError(f"the {constraint.kind} constraint cannot be enforced: {first_line(matcher)}")
-        return Grammar(matcher, source, self._vocabulary)
+        grammar = Grammar(matcher, source, self._vocabulary)
+        if not grammar.can_begin:
+            raise RequestError(f"the {constraint.kind} constraint contradicts itself: no text satisfies it")
+        return grammar
 
 
 def _chars(constraint: Constraint) -> int:

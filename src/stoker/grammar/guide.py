@@ -115,3 +115,17 @@ def set_bits(mask: MaskRow, token_ids: Any) -> None:
     """Set the bits of `token_ids`, an iterable of ids within the row."""
     for token_id in token_ids:
         mask[token_id // MASK_BITS] |= np.uint32(1 << (token_id % MASK_BITS))
+
+
+def tokens_in(mask: MaskRow, most: int) -> list[int] | None:
+    """The tokens of a mask, or None if they are more than `most`."""
+    words = np.flatnonzero(mask)
+    if len(words) > most:
+        return None
+    found = [
+        int(word) * MASK_BITS + bit
+        for word in words
+        for bit in range(MASK_BITS)
+        if int(mask[word]) >> bit & 1
+    ]
+    return found if len(found) <= most else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from llguidance import LLMatcher
 
 from stoker.api.errors import EngineError, RequestError
-from stoker.grammar.guide import MaskRow
+from stoker.grammar.guide import MaskRow, tokens_in
 from stoker.grammar.schema.strings import first_line
 from stoker.grammar.vocabulary import Vocabulary
 
@@ -16,31 +17,37 @@ class GrammarGuide:
     free = False
     thought_tokens = 0
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, *, forced: tuple[int, ...] = ()) -> None:
         self._matcher = matcher
-        self._mask_bytes = vocabulary.words * 4
-        self.finished = False
+        self._vocabulary = vocabulary
+        self.finished: bool = matcher.is_stopped()
         # Computed once, then followed to its end: what is forced half-way through a forced run may be
         # tokenized otherwise, and would depend on when it was asked for.
-        self.forced: tuple[int, ...] = tuple(matcher.compute_ff_tokens())
-        self._check()
+        self.forced: tuple[int, ...] = forced
+        self._force()
 
     def fill_mask(self, mask: MaskRow) -> None:
         """See `Guide`. Raises RequestError if nothing can follow or the grammar's limits are met."""
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._mask_bytes)
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._vocabulary.words * 4)
         self._check()
 
     def allows(self, token_id: int) -> bool:
         """Whether the text may go on with the token; for an end token, whether it may end."""
         return self._matcher.validate_tokens([token_id]) == 1
 
-    def after(self, token_id: int) -> tuple[bytes, bool]:
-        """The bytes that are forced after the token, and whether the text is complete after it and them."""
+    def after(self, token_id: int) -> GrammarGuide | None:
+        """A guide of its own for what comes after a token; None if the grammar cannot follow it."""
         matcher = self._matcher.deep_copy()
         if not matcher.consume_token(token_id):
-            return b"", False
-        forced = matcher.compute_ff_bytes() if not matcher.is_stopped() else b""
-        return forced, matcher.is_stopped() and not matcher.is_error()
+            return None
+        return GrammarGuide(matcher, self._vocabulary, forced=self.forced[1:])
+
+    def few_next(self, most: int) -> list[int] | None:
+        """The tokens that may come next; None if they are more than `most`, or cannot be told."""
+        mask = np.zeros(self._vocabulary.words, dtype=np.uint32)
+        matcher = self._matcher.deep_copy()
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._vocabulary.words * 4)
+        return None if matcher.is_error() else tokens_in(mask, most)
 
     def refuses(self, token_id: int) -> bool:
         """Nothing: the grammar says all there is to say."""
@@ -55,6 +62,9 @@ class GrammarGuide:
             raise EngineError(f"token {token_id} was pushed where the grammar does not allow it")
         self.finished = self._matcher.is_stopped()
         self.forced = self.forced[1:]
+        self._force()
+
+    def _force(self) -> None:
         if not self.forced and not self.finished:
             self.forced = tuple(self._matcher.compute_ff_tokens())
         self._check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llguidance import LLMatcher
@@ -12,10 +13,10 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from stoker.api.constraint import Constraint, Tags
 from stoker.api.errors import RequestError
-from stoker.grammar.checked import JsonChecks, TagChecks, TextChecks
 from stoker.grammar.schema.compile import compile_schema
 from stoker.grammar.schema.strings import JSON_FORM
 from stoker.grammar.tags import tags_to_lark
+from stoker.grammar.text_checks import JsonChecks, OneTagChecks, TagChecks, TextChecks
 from stoker.grammar.vocabulary import Vocabulary
 
 
@@ -35,8 +36,7 @@ def source_of(constraint: Constraint, vocabulary: Vocabulary) -> Source:
         return Source(_json_grammar({"type": "object"}, JSON_FORM))
     if kind == "json_schema":
         ready = compile_schema(constraint.text, vocabulary.bytes_trie)
-        plan = ready.plan
-        checks = None if plan is None else lambda: JsonChecks(plan)
+        checks = partial(JsonChecks, ready.plan) if ready.tested else None
         return Source(_json_grammar(ready.schema, ready.form), ready.warnings, checks)
     if kind == "regex":
         return Source(LLMatcher.grammar_from_regex(constraint.text))
@@ -62,7 +62,9 @@ def _tags(tags: Tags, vocabulary: Vocabulary) -> Source:
     )
     warnings = tuple(dict.fromkeys(said for schema in ready for said in schema.warnings))
     places = [(tag.begin.encode(), schema.plan) for tag, schema in zip(tags.tags, ready, strict=True)]
-    checks = (lambda: TagChecks(places)) if any(plan for _, plan in places) else None
+    checks: Callable[[], TextChecks] | None = None
+    if any(schema.tested for schema in ready):
+        checks = partial(TagChecks if all(tag.begin for tag in tags.tags) else OneTagChecks, places)
     return Source(LLMatcher.grammar_from_lark(text), warnings, checks)
 
 

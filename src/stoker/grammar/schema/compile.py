@@ -27,11 +27,12 @@ MOST_PLACES_SAID = 8  # of one keyword in a warning
 
 @dataclass(frozen=True, slots=True)
 class CompiledSchema:
-    """A schema in llguidance's dialect, with the form of JSON in it; `plan` if values must be tested."""
+    """A schema in llguidance's dialect, the form of JSON, and whether values must be tested besides."""
 
     schema: dict[str, Any]
     form: Mapping[str, Any]
-    plan: CheckPlan | None
+    plan: CheckPlan
+    tested: bool
     warnings: tuple[str, ...]
 
 
@@ -62,8 +63,8 @@ def compile_schema(text: str, bytes_trie: LLTokenizer) -> CompiledSchema:
     controls = _CONTROL.search(json.dumps(rewritten.schema)) is not None
     form = JSON_FORM_WITH_CONTROLS if controls else JSON_FORM
     tested = bool(rewritten.residue) or controls
-    plan = CheckPlan.of(document, strings, rewritten.residue) if tested else None
-    return CompiledSchema(rewritten.schema, form, plan, _warnings(rewritten))
+    plan = CheckPlan.of(document, strings, rewritten.residue)
+    return CompiledSchema(rewritten.schema, form, plan, tested, _warnings(rewritten))
 
 
 def _explained(problem: str) -> str:

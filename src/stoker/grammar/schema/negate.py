@@ -30,6 +30,11 @@ class Negation:
         self._known: dict[int, Over] = {}
         self._depth = 0
 
+    @property
+    def counts_are_relaxed(self) -> bool:
+        """Whether numbers of properties are left to tests everywhere."""
+        return "minProperties" in self._rewriter.relaxed
+
     def over_not(self, place: Place) -> Over:
         """A schema that accepts at least all that the one at `place` does not."""
         if isinstance(place.schema, bool):
@@ -53,7 +58,7 @@ class Negation:
         if "enum" in keywords or "const" in keywords:
             from stoker.grammar.schema.rewrite import finite_values
 
-            return not_values(finite_values(self._rewriter, place))
+            return not_values(finite_values(self._rewriter, place), self.counts_are_relaxed)
         ways: list[Over] = []
         for word in keywords:
             rule = _RULES.get(word)
@@ -105,7 +110,7 @@ class Negation:
 
     def _some_property(self, place: Place, keywords: dict[str, Any]) -> list[Over]:
         """For keywords that speak of names that are not listed: some property is wrong."""
-        return [Over({"type": "object", "minProperties": 1}, False)]
+        return [Over({"type": "object"}, False)]
 
     def _required(self, place: Place, keywords: dict[str, Any]) -> list[Over]:
         return [Over({"type": "object", "properties": {name: False}}, True) for name in keywords["required"]]
@@ -188,6 +193,8 @@ _Rule = Callable[[Negation, Place, dict[str, Any]], list[Over]]
 
 def _bound(type_name: str, word: str, opposite: str, step: int) -> _Rule:
     def rule(self: Negation, place: Place, keywords: dict[str, Any]) -> list[Over]:
+        if type_name == "object" and self.counts_are_relaxed:
+            return [Over({"type": "object"}, False)]
         value = keywords[word] + step
         if step and value < 0:
             return []
@@ -242,8 +249,8 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
 # --- all but some values -------------------------------------------------------------------------------
 
 
-def not_values(values: Iterable[Any]) -> Over:
-    """Every JSON value but these."""
+def not_values(values: Iterable[Any], relaxed: bool = False) -> Over:
+    """Every JSON value but these. `relaxed`: numbers of properties are left to tests."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
         by_type.setdefault(type_of(value), []).append(value)
@@ -259,9 +266,9 @@ def not_values(values: Iterable[Any]) -> Over:
         elif name == "number":
             ways.append(_not_numbers(excluded))
         elif name == "array":
-            ways.append(all_of([_not_array(value) for value in excluded]))
+            ways.append(all_of([_not_array(value, relaxed) for value in excluded]))
         elif name == "object":
-            ways.append(all_of([_not_object(value) for value in excluded]))
+            ways.append(all_of([_not_object(value, relaxed) for value in excluded]))
     return any_of(ways)
 
 
@@ -280,13 +287,13 @@ def _not_numbers(excluded: list[Any]) -> Over:
     return any_of([Over(bound, True) for bound in bounds])
 
 
-def _not_array(value: list[Any]) -> Over:
+def _not_array(value: list[Any], relaxed: bool) -> Over:
     size = len(value)
     ways = [Over({"type": "array", "minItems": size + 1}, True)]
     if size:
         ways.append(Over({"type": "array", "maxItems": size - 1}, True))
     for at, item in enumerate(value):
-        part = not_values([item])
+        part = not_values([item], relaxed)
         items = [True] * at + [part.schema]
         ways.append(
             Over({"type": "array", "minItems": size, "maxItems": size, "prefixItems": items}, part.exact)
@@ -294,14 +301,17 @@ def _not_array(value: list[Any]) -> Over:
     return any_of(ways)
 
 
-def _not_object(value: dict[str, Any]) -> Over:
+def _not_object(value: dict[str, Any], relaxed: bool) -> Over:
     names = list(value)
     ways = [Over({"type": "object", "properties": {name: False}}, True) for name in names]
     for name in names:
-        part = not_values([value[name]])
+        part = not_values([value[name]], relaxed)
         schema = {"type": "object", "properties": {name: part.schema}, "required": [name]}
         ways.append(Over(schema, part.exact))
     # One property more than these: all of them are required, so that llguidance can count.
-    more = {"type": "object", "required": names, "minProperties": len(names) + 1}
-    ways.append(Over({**more, "properties": dict.fromkeys(names, True)}, True))
+    more: dict[str, Any] = {"type": "object", "required": names, "properties": dict.fromkeys(names, True)}
+    if relaxed:
+        ways.append(Over(more, False))
+    else:
+        ways.append(Over({**more, "minProperties": len(names) + 1}, True))
     return any_of(ways)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 _SPACE = b" \t\r\n"
 _OPENING = {ord("{"): dict, ord("["): list}
 _CLOSING = b"}]"
+_WORDS = (b"null", b"true", b"false")
 
 
 class Listener(Protocol):
@@ -52,7 +53,11 @@ class _State(Enum):
 
 
 class Reader:
-    """Reads one JSON text that a grammar keeps well formed. Copied to try what would come of a token."""
+    """Reads one JSON text. Copied to try what would come of a token.
+
+    That the text is well formed is a grammar's business: of what is not, only some is refused, among it what
+    cannot be the beginning of a value.
+    """
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -97,15 +102,16 @@ class Reader:
             state = self._state
         if state is _State.WORD:
             self._text.append(byte)
-            if bytes(self._text) in (b"null", b"true", b"false"):
+            if self._text in _WORDS:
                 return self._complete(json.loads(self._text), listener)
-            return True
+            return any(word.startswith(self._text) for word in _WORDS)
         if byte in _SPACE or state is _State.DONE:
             return True
         if byte in _CLOSING:
-            value = self.frames.pop().value
-            return self._complete(value, listener)
-        if state is _State.AFTER:  # a comma
+            return bool(self.frames) and self._complete(self.frames.pop().value, listener)
+        if byte in b",:" and state is not (_State.AFTER if byte == ord(",") else _State.COLON):
+            return False
+        if state is _State.AFTER:
             self._state = _State.NAME if isinstance(self.frames[-1].value, dict) else _State.VALUE
             return listener.continued(self)
         if state is _State.COLON:
@@ -125,6 +131,8 @@ class Reader:
         if byte in b"-0123456789":
             self._state = _State.NUMBER
             return listener.opened(self, "number")
+        if byte not in b"ntf":
+            return False
         self._state = _State.WORD
         return listener.opened(self, "null" if byte == ord("n") else "boolean")
 
