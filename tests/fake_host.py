@@ -16,7 +16,15 @@ from typing import Literal
 
 from stoker.api.chat import Chat, Message
 from stoker.api.errors import RequestError
-from stoker.api.events import DoneEvent, Event, PromptEvent, TokenLogprob, TokensEvent, Usage
+from stoker.api.events import (
+    DoneEvent,
+    EmbeddingEvent,
+    Event,
+    PromptEvent,
+    TokenLogprob,
+    TokensEvent,
+    Usage,
+)
 from stoker.api.protocols import ModelCard, ServedModel
 from stoker.api.request import Prompt, Request
 from stoker.api.stats import EngineStats
@@ -91,6 +99,10 @@ class FakeModel:
         if self.error is not None:
             raise self.error
         prompt_ids = await self.encode(request.prompt)
+        if request.pooling is not None:
+            yield EmbeddingEvent(request.request_id, (0.6, -0.8))
+            yield DoneEvent(request.request_id, 0, "stop", None, 0, Usage(len(prompt_ids), 0))
+            return
         self.open += 1
         finished = False
         try:
