@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.fake_host import TOOL_TEMPLATE, FakeHost, FakeModel
 from tests.served import Served, serve
 
+from stoker.api.errors import RequestError
+
 CLOCK = {"type": "function", "name": "clock", "parameters": {"type": "object", "properties": {}}}
 
 
@@ -194,6 +196,30 @@ def test_items(served: Served, items: Any, param: str, word: str) -> None:
     _refused(served, {"input": items, "tools": [CLOCK]}, param, word)
     counted = served.post("/v1/responses/input_tokens", {"input": items, "tools": [CLOCK]})
     assert (counted.status_code, counted.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"role": "user", "content": "x"}] * 70_000,
+        [{"role": "user", "content": [{"type": "input_text", "text": "x"}] * 70_000}],
+    ],
+)
+def test_more_items_than_any_context_holds(served: Served, items: Any) -> None:
+    _refused(served, {"input": items}, "input", "at most 65536")
+
+
+def test_a_schema_that_cannot_be_enforced_is_blamed(served: Served) -> None:
+    model = served.host.model
+    model.error = RequestError("the schema cannot be compiled: $ref leads nowhere")
+    format_ = {"type": "json_schema", "name": "a", "schema": {"$ref": "#/nowhere"}}
+    try:
+        for fields, param in (({"text": {"format": format_}}, "text.format"), ({"tools": [CLOCK]}, "tools")):
+            for stream in (False, True):
+                response = served.post("/v1/responses", {"input": "hi", "stream": stream, **fields})
+                assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    finally:
+        model.error = None
 
 
 def test_a_server_that_keeps_nothing(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +12,7 @@ import msgspec
 
 from stoker.api.chat import Message, Tool
 from stoker.api.constraint import Constraint
+from stoker.api.errors import PromptTooLongError, RequestError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import Request, SamplingParams
 from stoker.server.conversation import MAX_TOOLS, Conversation, ToolChoice, prepare
@@ -34,6 +36,8 @@ _SAME_NAMES = (
     "frequency_penalty",
     "repetition_penalty",
 )
+# What the errors of constraints that cannot be enforced speak of.
+_OF_CONSTRAINTS = re.compile(r"\b(constraint|schema|regex|grammar|tags)\b", re.IGNORECASE)
 _CHOICES: Mapping[str, ToolChoice] = MappingProxyType(
     {"auto": ToolChoice("auto"), "none": ToolChoice("none"), "required": ToolChoice("required")}
 )
@@ -59,6 +63,16 @@ class Asked:
     parser: AnswerParser
     wants_logprobs: bool
     head: Mapping[str, Any]  # the response object before its answer
+
+
+def blamed(error: RequestError, request: Request) -> Exception:
+    """`error`, with the name of the field if it is about what the answer must be."""
+    constraint = request.sampling.constraint
+    if constraint is None or isinstance(error, PromptTooLongError):
+        return error
+    if not _OF_CONSTRAINTS.search(error.message):
+        return error
+    return refuse("tools" if constraint.kind == "tags" else FIELDS.constraint, str(error))
 
 
 def check(fields: ResponseRequest) -> None:

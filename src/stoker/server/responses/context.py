@@ -14,6 +14,7 @@ from stoker.server.responses.records import Records
 if TYPE_CHECKING:
     from stoker.state.responses import StoredResponse
 
+MOST_REFERENCED = 256  # responses that one input takes items from; each is looked up
 _GOES_ON = ("completed", "incomplete")
 
 
@@ -63,6 +64,7 @@ async def with_references(
 ) -> list[Item]:
     """`items` with what they refer to in place of references. Raises `Refusal` for one that leads nowhere."""
     known = {item["id"]: item for item in before}
+    looked_up: set[str] = set()
     found: list[Item] = []
     for number, item in enumerate(items):
         if item["type"] != "item_reference":
@@ -71,9 +73,12 @@ async def with_references(
         reference = item["id"]
         if reference not in known:
             response_id = response_of_item(reference)
-            stored = None if response_id is None else await records.find(owner, response_id)
-            if stored is not None:
-                known |= {other["id"]: other for other in items_of_response(stored)}
+            if response_id is not None and response_id not in looked_up:
+                looked_up.add(response_id)
+                if len(looked_up) > MOST_REFERENCED:
+                    raise refuse("input", f"input refers to more than {MOST_REFERENCED} responses")
+                stored = await records.find(owner, response_id)
+                known |= {} if stored is None else {i["id"]: i for i in items_of_response(stored)}
         if reference not in known:
             where = f"input[{number}].id"
             raise refuse(

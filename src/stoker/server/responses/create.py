@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from stoker.api.errors import EngineError
+from stoker.api.errors import EngineError, RequestError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.conversation import prepare
@@ -31,7 +31,7 @@ from stoker.server.http import (
 )
 from stoker.server.ready import ReadyEvents
 from stoker.server.responses.answering import Answering
-from stoker.server.responses.asked import Asked, check, check_input, conversation_of
+from stoker.server.responses.asked import Asked, blamed, check, check_input, conversation_of
 from stoker.server.responses.context import earlier_items, with_references
 from stoker.server.responses.events import EventLog
 from stoker.server.responses.fields import parse
@@ -150,6 +150,8 @@ class CreateResponse:
                 bunch = await ready.take()
             if not bunch:
                 raise EngineError("the endpoint's events ended before the answer did")
+        except RequestError as error:
+            raise blamed(error, asked.request) from error
         finally:
             await ready.close()
         answering.finish(self.service.now_s())

@@ -8,6 +8,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from stoker.server.errors import Refusal, refuse
+from stoker.server.fields import body_object
 from stoker.server.responses.schemas import REFUSED
 
 F = TypeVar("F", bound=BaseModel)
@@ -17,16 +18,7 @@ _MOST_SHOWN = 80  # characters of a wrong value in a message
 
 def parse(body: bytes, model: type[F]) -> F:
     """The fields of a JSON body. Null means left out. Raises `Refusal`."""
-    try:
-        given = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise refuse(None, f"the body is not UTF-8: {error.reason}", code="invalid_json") from None
-    except msgspec.MsgspecError as error:
-        raise refuse(None, f"the body is not valid JSON: {error}", code="invalid_json") from None
-    except RecursionError:
-        raise refuse(None, "the body nests too deeply; allowed: some hundred levels") from None
-    if not isinstance(given, dict):
-        raise refuse(None, f"the body is {_shown(given)}; allowed: an object", code="invalid_json")
+    given = body_object(body)
     for name, value in list(given.items()):
         if name in REFUSED and value is not None:
             reason, accepted = REFUSED[name]

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from stoker.api.chat import Message, ToolCall
 from stoker.server.errors import refuse
+from stoker.server.first_mistake import MOST_OBJECTS
 from stoker.server.responses import schemas
 from stoker.server.responses.fields import checked
 
 Item = dict[str, Any]
 
-MAX_ITEMS = 100_000  # a context of a million tokens holds fewer turns
 _KINDS: Mapping[str, type[BaseModel]] = MappingProxyType(
     {
         "message": schemas.InputMessage,
@@ -63,9 +63,18 @@ def items_of(given: str | Sequence[Any] | None, hex_id: str, *, first: int = 0) 
         return []
     if isinstance(given, str):
         given = [{"type": "message", "role": "user", "content": given}]
-    if len(given) > MAX_ITEMS:
-        raise refuse("input", f"input has {len(given)} items; allowed: at most {MAX_ITEMS}")
+    # Each costs 10 us and more, in which no stream goes on; no context is longer.
+    parts = sum(_parts(value) for value in given)
+    if parts > MOST_OBJECTS:
+        raise refuse("input", f"input has {parts} items and parts of items; allowed: at most {MOST_OBJECTS}")
     return [_item(value, f"input[{i}]", hex_id, first + i) for i, value in enumerate(given)]
+
+
+def _parts(value: Any) -> int:
+    """Of an item: itself, and what it has in lists."""
+    if not isinstance(value, dict):
+        return 1
+    return 1 + sum(len(part) for part in value.values() if isinstance(part, list))
 
 
 def _item(value: Any, where: str, hex_id: str, number: int) -> Item:
