@@ -77,7 +77,7 @@ def parse(body: bytes, model: type[F]) -> F:
     Null means left out, for known and unknown fields alike: clients send the answers' own objects back,
     whose empty fields are nulls.
     """
-    given = _object(body)
+    given = body_object(body)
     known = model.model_fields
     cleaned = _without_defaults(given, known)
     messages = cleaned.get("messages")
@@ -91,7 +91,8 @@ def parse(body: bytes, model: type[F]) -> F:
         raise _refusal_of(error, known) from None
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def body_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises `Refusal`."""
     try:
         given = _decoded(body)
     except UnicodeDecodeError as error:

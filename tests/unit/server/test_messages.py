@@ -285,7 +285,7 @@ def test_a_stream_says_that_it_is_alive() -> None:
 
 
 def test_what_the_engine_is_asked(served: Served) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": False}
     response = _ask(
         served,
         model="fake",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,10 @@ from stoker.api.errors import (
     TemplateError,
     UnavailableError,
 )
+from stoker.server.errors import Refusal
 from stoker.server.messages import schemas
+from stoker.server.messages.fields import parse
+from stoker.server.messages.turns import conversation_of
 from stoker.server.options import ServerOptions
 
 USER = [{"role": "user", "content": "a"}]
@@ -203,6 +207,25 @@ def test_inputs_and_schemas_that_nest_deeply(served: Served) -> None:
         assert response.status_code in (200, 400)
         if response.status_code == 400:
             assert _error(response)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "z": 1}] * 300_000,
+        [{"type": "text", "text": ""}] * 300_000,
+        [{"type": "text", "text": ""} | {f"f{i}": 1 for i in range(300_000)}],
+        [{"type": "tool_use", "id": f"c{i}", "name": "f", "input": {}} for i in range(30_000)],
+    ],
+    ids=["mistakes", "blocks", "fields", "calls"],
+)
+def test_a_body_with_many_mistakes_costs_no_more_than_its_first(content: list[Any]) -> None:
+    body = json.dumps({"max_tokens": 9, "messages": [*USER, {"role": "assistant", "content": content}]})
+    started = time.process_time()
+    with pytest.raises(Refusal) as refused:
+        conversation_of(parse(body.encode(), schemas.MessagesRequest))
+    assert time.process_time() - started < 3  # 300 000 mistakes, all listed, took 15
+    assert len(refused.value.problem.message) < 600
 
 
 def test_a_long_wrong_value_is_not_sent_back_whole(served: Served) -> None:

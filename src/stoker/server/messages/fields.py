@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from stoker.server.errors import Refusal, refuse
+from stoker.server.fields import body_object
 from stoker.server.messages.errors import UNSUPPORTED_THREAD
 
 F = TypeVar("F", bound=BaseModel)
@@ -67,16 +68,7 @@ _MOST_SHOWN = 80  # characters of a wrong value in a message
 
 def parse(body: bytes, model: type[F]) -> F:
     """The fields of a JSON body. Raises `Refusal`."""
-    try:
-        given = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise refuse(None, f"the body is not UTF-8: {error.reason}") from None
-    except msgspec.MsgspecError as error:
-        raise refuse(None, f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise refuse(None, "the body nests too deeply; allowed: some hundred levels") from None
-    if not isinstance(given, dict):
-        raise refuse(None, f"the body is {_shown(given)}; allowed: a JSON object")
+    given = body_object(body)
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -13,10 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from stoker.api.request import MAX_STOP_STRINGS, SEEDS
 from stoker.server.conversation import MAX_TOOLS
+from stoker.server.first_mistake import MOST_OBJECTS, stopping_at_first, with_one_unknown
 from stoker.server.schemas import KeepAlive, StopText
 
 _INT32 = (1 << 31) - 1
-MAX_TURNS = 100_000  # Anthropic's
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 CallId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 
@@ -26,13 +26,24 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Called by pydantic when the class is made."""
+        return stopping_at_first(handler(source))
+
     @model_validator(mode="before")
     @classmethod
     def without_nulls(cls, given: Any) -> Any:
         """Clients send the answers' own objects back, whose empty fields are nulls."""
-        if not isinstance(given, Mapping):
+        if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None}
+        if None in given.values():
+            given = {name: value for name, value in given.items() if value is not None}
+        return given if given.keys() <= cls.model_fields.keys() else with_one_unknown(given, _known(cls))
+
+
+def _known(model: type[BaseModel]) -> Mapping[str, Any]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 class CacheControl(Fields):
@@ -189,7 +200,7 @@ class ConversationFields(Fields):
     """What is asked about, without how it is answered."""
 
     model: str | None = Field(None, max_length=1024, description="Default: the first model of the server.")
-    messages: list[Turn] = Field(min_length=1, max_length=MAX_TURNS)
+    messages: list[Turn] = Field(min_length=1, max_length=MOST_OBJECTS)
     system: TextBlocks | None = None
     tools: list[CustomTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoiceFields | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from stoker.server.messages.schemas import (
 # Claude Code writes who pays for the request into the system prompt, differently each time. That is no part
 # of what the model is told, and before everything else it would keep every prefix out of the cache.
 _BILLING = "x-anthropic-billing-header:"
+_MOST_LISTED = 10  # names in a message
 _FIELDS = FieldNames(
     tool_name="tools[{}].name",
     tool_parameters="tools[{}].input_schema",
@@ -134,7 +135,7 @@ def _results(turn: Sequence[_Place], waiting: dict[str, str]) -> Iterator[Messag
             continue
         path, call_id = f"{place.path}.tool_use_id", block.tool_use_id
         if call_id not in waiting:
-            listed = ", ".join(waiting) or "none"
+            listed = _listed(waiting)
             raise refuse(
                 path, f"{path} is {call_id!r}; calls of the turn before that wait for a result: {listed}"
             )
@@ -147,10 +148,15 @@ def _results(turn: Sequence[_Place], waiting: dict[str, str]) -> Iterator[Messag
         raise _unanswered(turn[0].path.partition(".")[0], waiting)
 
 
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(itertools.islice(names, _MOST_LISTED)) or "none"
+    return shown if len(names) <= _MOST_LISTED else f"{shown}, and {len(names) - _MOST_LISTED} more"
+
+
 def _unanswered(path: str, waiting: Mapping[str, str]) -> Exception:
     return refuse(
         path,
-        f"{path}: calls without a tool_result in the next turn: {', '.join(waiting)}; allowed: one for each, "
+        f"{path}: calls without a tool_result in the next turn: {_listed(waiting)}; allowed: one for each, "
         "at the start of the user's turn that follows",
     )
 
@@ -208,7 +214,7 @@ def _tool_choice(fields: ConversationFields, tools: Sequence[Tool]) -> ToolChoic
     if choice.type == "tool":
         assert choice.name is not None
         if all(tool.name != choice.name for tool in tools):
-            known = ", ".join(tool.name for tool in tools[:20])
+            known = _listed([tool.name for tool in tools])
             raise refuse("tool_choice.name", f"tool_choice.name is {choice.name!r}; known: {known}")
         return ToolChoice("named", (choice.name,))
     if choice.type == "any":
