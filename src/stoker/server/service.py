@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -128,5 +129,15 @@ class Service:
 
     def in_background(self, host: ModelHost, created_s: int) -> Service:
         """A service for calls that nobody waits for: `host` answers them, and its clock stands still, so that
-        the same call is answered with the same bytes. What it counts as open takes nobody's place."""
-        return replace(self, host=host, bodies=BodyBudget(), works=[], open_requests=0, fixed_s=created_s)
+        the same call is answered with the same bytes. What it counts as open takes nobody's place, and is
+        bounded by who calls."""
+        options = replace(self.options, max_open_requests=sys.maxsize)
+        return replace(
+            self,
+            host=host,
+            options=options,
+            bodies=BodyBudget(),
+            works=[],
+            open_requests=0,
+            fixed_s=created_s,
+        )

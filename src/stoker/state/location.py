@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from stoker.api.errors import RequestError
 
@@ -58,8 +59,15 @@ def locate_state(given: str | None, *, folder: Path | None = None) -> StateLocat
     if scheme in _POSTGRESQL:
         if default is None:
             raise RequestError("there is no home folder to keep files in", hint="name one with STOKER_HOME")
-        return StateLocation(default / "files", url=f"postgresql+psycopg://{rest}")
+        return StateLocation(default / _files_of(rest), url=f"postgresql+psycopg://{rest}")
     raise RequestError(f"--state is a URL of {scheme!r:.40}; allowed: {_ALLOWED}")
+
+
+def _files_of(rest: str) -> str:
+    """A folder for each database, whoever logs in: what one does not know of, another may."""
+    place, _, query = rest.rpartition("@")[2].partition("?")
+    hosts = sorted(pair for pair in parse_qsl(query) if pair[0] in ("host", "port", "dbname"))
+    return f"files-{hashlib.sha256(f'{place} {hosts}'.encode()).hexdigest()[:12]}"
 
 
 def _at_path(text: str) -> StateLocation:

@@ -29,7 +29,7 @@ _LINES_AT_ONCE = 32
 _BATCHES_AT_ONCE = 8
 _LOOK_S = 5.0  # for batches that another process has left behind, and for a database that is back
 _CLEAN_S = 3600.0
-_STALE_S = 86400.0
+_STALE_S = 30 * 86400.0
 _MOST_FAILURES = 3  # of our own making; the batch fails after them
 
 HandlersOf = Callable[[Service], Mapping[str, Handler]]
@@ -112,7 +112,7 @@ class BatchRunner:
                 self._begin(state, batch)
         if time.monotonic() - self._cleaned_s > _CLEAN_S or not self._cleaned_s:
             self._cleaned_s = time.monotonic()
-            await _clean(state, {batch.id for batch in batches})
+            await _clean(state)
 
     def _begin(self, state: State, batch: StoredBatch) -> None:
         # `created` of every answer is the batch's, so that one that is asked again has the same bytes.
@@ -154,17 +154,25 @@ class BatchRunner:
         )
 
 
-async def _clean(state: State, unfinished: set[str]) -> None:
+async def _clean(state: State) -> None:
     """Remove what nobody can reach any more: expired files, work of batches that ended, broken uploads."""
     for file_id in await state.files.drop_expired():
         await asyncio.to_thread(remove_content, state.place, file_id)
     await asyncio.to_thread(remove_stale_uploads, state.place)
-    await asyncio.to_thread(_remove_old_work, state, unfinished)
+    for batch_id, age_s in await asyncio.to_thread(_works, state):
+        batch = await state.batches.refreshed(batch_id)
+        # Without a row it may belong to a database that is put back some day.
+        if batch is None and age_s < _STALE_S:
+            continue
+        if batch is None or batch.is_finished:
+            await asyncio.to_thread(shutil.rmtree, state.place.work(batch_id), ignore_errors=True)
 
 
-def _remove_old_work(state: State, unfinished: set[str]) -> None:
-    oldest_s = time.time() - _STALE_S
+def _works(state: State) -> list[tuple[str, float]]:
+    """Batches that have a folder, with its age in seconds."""
+    now_s = time.time()
+    found = []
     with contextlib.suppress(OSError):  # it is tried again in an hour
         for folder in state.place.work("").iterdir():
-            if folder.name not in unfinished and folder.stat().st_mtime < oldest_s:
-                shutil.rmtree(folder, ignore_errors=True)
+            found.append((folder.name, now_s - folder.stat().st_mtime))
+    return found
