@@ -57,6 +57,11 @@ def measure_grammars(file: Path, model: Path, *, progress: Progress) -> dict[str
     rows = list(read_rows(file))
     with GGUFFile.open(model) as opened:
         tokenizer = build_tokenizer(opened.metadata)
+    return {"file": file.name, "model": model.name, **measure_rows(rows, tokenizer, progress=progress)}
+
+
+def measure_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, progress: Progress) -> dict[str, Any]:
+    """The figures of rows that are read already, with the tokens of any tokenizer."""
     walker = _Walker(tokenizer)
     counts = _Counts()
     gc.collect()
@@ -67,7 +72,7 @@ def measure_grammars(file: Path, model: Path, *, progress: Progress) -> dict[str
             _measure(row, walker, counts)
     finally:
         gc.enable()
-    return _figures(counts, file, model)
+    return _figures(counts)
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -126,10 +131,8 @@ def _brief(error: RequestError) -> str:
     return error.message.removeprefix("json_schema ")[:MOST_ERROR_CHARS]
 
 
-def _figures(counts: _Counts, file: Path, model: Path) -> dict[str, Any]:
+def _figures(counts: _Counts) -> dict[str, Any]:
     return {
-        "file": file.name,
-        "model": model.name,
         "schemas": counts.schemas,
         "valid_instances": counts.valid,
         "invalid_instances": counts.invalid,

@@ -58,7 +58,8 @@ class GrammarGuide:
         if self.forced and token_id != self.forced[0]:
             raise EngineError(f"token {token_id} was pushed where token {self.forced[0]} is forced")
         if not self._matcher.consume_token(token_id):
-            self._check()
+            if "satisfy the grammar" not in self._matcher.get_error():
+                self._check()  # a limit was met
             raise EngineError(f"token {token_id} was pushed where the grammar does not allow it")
         self.finished = self._matcher.is_stopped()
         self.forced = self.forced[1:]
