@@ -16,7 +16,7 @@ from stoker.api.errors import EngineError, RequestError
 from stoker.api.protocols import ServedModel
 from stoker.api.request import SamplingParams
 from stoker.server.conversation import prepare
-from stoker.server.errors import problem_of, refuse
+from stoker.server.errors import problem_of
 from stoker.server.http import (
     Receive,
     Scope,
@@ -85,10 +85,6 @@ class CreateResponse:
 
     def _order(self, scope: Scope, fields: ResponseRequest) -> Order:
         service = self.service
-        if service.fixed_s is not None and fields.background:
-            raise refuse(
-                "background", "background is true, but the lines of a batch are waited for by nobody"
-            )
         return Order(
             f"resp_{self._hex(scope)}",
             owner(scope),
