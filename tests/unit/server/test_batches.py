@@ -472,7 +472,8 @@ def test_a_restart_loses_and_repeats_nothing(tmp_path: Path, stops: int) -> None
     for _ in range(stops - 1):
         with serving(tmp_path, slow()) as served:
             before = served.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"]
-            wait_for(served, batch_id, lambda b, n=before: b["request_counts"]["completed"] > n or b["completed_at"])
+            more = lambda b, n=before: b["request_counts"]["completed"] > n or b["completed_at"]  # noqa: E731
+            wait_for(served, batch_id, more)
     with serving(tmp_path) as served:
         batch = wait_for(served, batch_id)
         expected = {f"c{i}": f"say {i} {seed_of(batch_id, i + 1)}" for i in range(600) if i != 7}
