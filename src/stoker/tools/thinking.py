@@ -11,7 +11,12 @@ from stoker.api.constraint import Thinking
 
 _MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
 _CLOSING = "\n\nThat is all the thinking there is room for. The answer:\n"
-_LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|%\}([^{]*)")
+# The variable that templates ask for, most by the first of these names; the second is also a common word.
+_SWITCHES = (
+    ("enable_thinking", re.compile(r"\benable_thinking\b")),
+    ("thinking", re.compile(r"\b(?:if|not|and|or)\s+thinking\b")),
+)
+_LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|[%}]\}([^{]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,7 @@ def thinking_marks(template: str) -> ThinkingMarks | None:
         _, found, tail = template.rpartition("add_generation_prompt")
         literals = ["".join(match.groups("")) for match in _LITERAL.finditer(tail)] if found else []
         opens = any(text.rpartition(begin)[1] and end not in text.rpartition(begin)[2] for text in literals)
-        switch = next(
-            (name for name in ("enable_thinking", "thinking") if re.search(rf"\b{name}\b", template)), None
-        )
+        switch = next((name for name, use in _SWITCHES if use.search(template)), None)
         return ThinkingMarks(
             begin,
             end,
