@@ -48,7 +48,6 @@ def check(fields: ChatCompletionRequest) -> None:
         )
     if fields.metadata and not fields.store:
         raise refuse("metadata", "metadata is given, but store is not true: nothing would carry it")
-    messages_of(fields.messages)
     _params(fields, constraint_of(fields)[0])
 
 
