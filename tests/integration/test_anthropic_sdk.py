@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx
 import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -366,13 +367,23 @@ def test_a_real_model(smollm2_path: Path) -> None:
             client.messages.create(**options, messages=[{"role": "user", "content": "a " * 20_000}])
 
 
+def _told(message: dict[str, Any]) -> list[Any]:
+    """The content, of calls what they call and with what."""
+    told = []
+    for block in message["content"]:
+        if "partial_json" in block and message["stop_reason"] != "max_tokens":
+            block = {**block, "input": json.loads(block["partial_json"])}
+        told.append((block["type"], block.get("text"), block.get("name"), block.get("input")))
+    return told
+
+
 @pytest.mark.model
 def test_a_real_model_calls_tools(smollm2_path: Path) -> None:
     """What it calls with is valid, streamed as well as whole; a format is kept."""
     with _serving(smollm2_path) as (url, _), _client(url) as client:
         options: Any = {"model": smollm2_path.stem, "max_tokens": 120, "tools": [WEATHER]}
         asked: Any = [{"role": "user", "content": "How is the weather in Paris?"}]
-        for seed in range(3):
+        for seed in range(2):
             extra = {"extra_body": {"seed": seed}, "tool_choice": {"type": "tool", "name": "weather"}}
             first = client.messages.create(**options, **extra, messages=asked)
             (call,) = first.content
@@ -385,6 +396,22 @@ def test_a_real_model_calls_tools(smollm2_path: Path) -> None:
                 **options, messages=turns, tool_choice={"type": "none"}, extra_body={"seed": seed}
             )
             assert second.content[0].text
+        for seed in range(2):
+            fields = {
+                **options,
+                "max_tokens": 60,
+                "messages": asked,
+                "seed": seed,
+                "tool_choice": {"type": "auto"},
+            }
+            whole = httpx.post(url + "/v1/messages", json=fields, timeout=60).json()
+            streamed = httpx.post(url + "/v1/messages", json={**fields, "stream": True}, timeout=60)
+            trace = read_trace(streamed.text)
+            assert _told(trace.message) == _told(whole)
+            assert trace.message["stop_reason"] == whole["stop_reason"]
+            fields["tool_choice"] = {"type": "any", "disable_parallel_tool_use": True}
+            single = httpx.post(url + "/v1/messages", json=fields, timeout=60).json()
+            assert [block["type"] for block in single["content"]] == ["tool_use"]
         schema = {
             "type": "object",
             "properties": {"sunny": {"type": "boolean"}},
