@@ -107,8 +107,8 @@ class Events(msgspec.Struct, array_like=True, tag=12, frozen=True):
     rows: list[TokenRow]
     scored: list[ScoredRow]  # token rows with log-probabilities
     done: list[DoneRow]
-    prompts: list[tuple[str, tuple[LogprobRow, ...]]] = []  # key, log-probabilities of its prompt
-    embeddings: list[tuple[str, tuple[float, ...]]] = []  # key, vector
+    prompts: list[tuple[str, tuple[LogprobRow, ...]]]  # key, log-probabilities of its prompt
+    embeddings: list[tuple[str, tuple[float, ...]]]  # key, vector
 
 
 class Failed(msgspec.Struct, array_like=True, tag=13, frozen=True):
