@@ -83,6 +83,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(
             503, str(error), type="service_unavailable_error", code=code, retry_after_s=_RETRY_AFTER_S
         )
+    if isinstance(error, RecursionError):  # of one that was only just decoded; others are refused there
+        return Problem(400, "the body nests too deeply; allowed: some hundred levels", code="invalid_value")
     what = "the engine failed" if isinstance(error, StokerError) else "internal error"
     return Problem(
         500,

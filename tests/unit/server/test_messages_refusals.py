@@ -192,21 +192,23 @@ def test_a_body_that_is_no_object(served: Served, path: str, body: bytes) -> Non
     assert _error(served.post(path, body))
 
 
-def test_inputs_and_schemas_that_nest_deeply(served: Served) -> None:
-    deep: Any = {}
-    for _ in range(500):
-        deep = {"a": deep}
-    tool = {"name": "f", "input_schema": {"type": "object", "properties": deep}}
-    messages = [
-        *USER,
-        {"role": "assistant", "content": [{**CALL, "input": deep}]},
-        {"role": "user", "content": [RESULT]},
-    ]
-    for fields in ({"tools": [tool]}, {"messages": messages}):
-        response = served.post("/v1/messages", {"messages": USER, "max_tokens": 9} | fields)
-        assert response.status_code in (200, 400)
-        if response.status_code == 400:
-            assert _error(response)
+@pytest.mark.parametrize("depth", [100, 500, *range(970, 990), 5000])
+def test_inputs_and_schemas_that_nest_deeply(served: Served, depth: int) -> None:
+    """Also where what was decoded cannot be encoded again, being a few calls deeper in the stack."""
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    user = b'{"role": "user", "content": "a"}'
+    called = b'{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": %b}]}'
+    result = b'{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c"}]}'
+    for fields in (
+        b'"messages": [%b], "tools": [{"name": "f", "input_schema": {"type": "object", "x": %b}}]'
+        % (user, deep),
+        b'"messages": [%b, %b, %b]' % (user, called % deep, result),
+        b'"messages": [%b], "output_config": {"format": {"type": "json_schema", "schema": %b}}'
+        % (user, deep),
+    ):
+        response = served.post("/v1/messages", b'{"max_tokens": 9, %b}' % fields)
+        if response.status_code != 200:
+            assert "nests" in _error(response)
 
 
 @pytest.mark.parametrize(
