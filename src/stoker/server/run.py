@@ -22,6 +22,8 @@ _LOGGER = logging.getLogger("stoker.server")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # After the drain every open request has its error, which only has to be sent.
 _LAST_WORDS_S = 2
+_LOOK_S = 0.05
+_LONGEST_START_S = 60.0  # of a model's load; after it, works begin without one
 
 
 class _Uvicorn(uvicorn.Server):
@@ -109,6 +111,11 @@ class HttpServer:
         while not self._uvicorn.started:
             await asyncio.sleep(0.002)
         on_listening()
+        # The first model first: what works import and ask for (a fifth of a second) would lengthen the start.
+        patience_s = _LONGEST_START_S
+        while not self._service.host.loaded() and patience_s > 0:
+            await asyncio.sleep(_LOOK_S)
+            patience_s -= _LOOK_S
         await self._begin_works()
 
 
