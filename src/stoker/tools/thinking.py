@@ -10,7 +10,7 @@ from typing import Any
 from stoker.api.constraint import Thinking
 
 _MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
-_CLOSING = "\n\nThat is all the thinking there is room for. The answer:\n"
+_CLOSING = "\n\nThat is all the thinking there is room for; now the answer.\n"
 # The variable that templates ask for, most by the first of these names; the second is also a common word.
 _SWITCHES = (
     ("enable_thinking", re.compile(r"\benable_thinking\b")),
