@@ -62,7 +62,13 @@ class BlockOrder:
 
     def steps(self, parts: Sequence[Part]) -> list[Step]:
         """What these parts add."""
-        return [step for part in parts for step in self._part(part)]
+        steps: list[Step] = []
+        for part in parts:
+            if isinstance(part, TextPart) and self._kind == "text" and part.text:  # nearly all
+                steps.append(BlockText(self._index, "text", part.text))
+            else:
+                steps += self._part(part)
+        return steps
 
     def finish(self) -> list[Step]:
         """The end of the last block."""

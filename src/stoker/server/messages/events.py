@@ -25,7 +25,6 @@ _DELTAS: Mapping[BlockKind, bytes] = MappingProxyType(
         "tool_use": _DELTA + b'"input_json_delta","partial_json":',
     }
 )
-_DELTA_END = b"}}\n\n"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
@@ -65,7 +64,7 @@ class EventWriter:
 
     def _step(self, step: Step) -> bytes:
         if isinstance(step, BlockText):
-            return _DELTAS[step.kind] % step.index + self._encode(step.text) + _DELTA_END
+            return b"%b%b}}\n\n" % (_DELTAS[step.kind] % step.index, self._encode(step.text))
         if isinstance(step, BlockStart):
             return self._event("content_block_start", index=step.index, content_block=_empty(step))
         signed = b""
