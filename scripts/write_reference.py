@@ -23,7 +23,7 @@ GENERATED = "<!-- Written by scripts/write_reference.py (make docs). Change the 
 # Variables that no option mirrors: (name, what it does).
 OTHER_VARIABLES = (
     ("STOKER_API_KEY", "API key of `stoker serve`, beside those of --api-key-file."),
-    ("STOKER_HOME", "Folder for fetched models, instead of the system's cache folder."),
+    ("STOKER_HOME", "Folder for fetched models, and for what servers keep, instead of the system's own."),
     (
         "STOKER_TARGET",
         "Instruction set of the kernels: scalar, avx2, avx512 or neon; default: the best here.",

@@ -163,6 +163,8 @@ class Storage:
     """Where files, batches and stored answers are kept."""
 
     state: str | None  # as --state has it
+    max_file_bytes: int
+    max_stored_bytes: int
 
     def source(self) -> StateSource | None:
         """The state, not opened. Raises `RequestError` for a place that is none."""
@@ -260,6 +262,8 @@ def _server(
         max_body_bytes=access.max_body_bytes,
         max_bodies_bytes=4 * access.max_body_bytes,
         drain_s=access.drain_s,
+        max_file_bytes=storage.max_file_bytes,
+        max_stored_bytes=storage.max_stored_bytes,
     )
     views = Views(
         metrics=lambda: metrics.exposition(host),

@@ -155,6 +155,26 @@ StateOption = Annotated[
         "postgresql://USER@HOST/DATABASE, or none. [default: state.db in Stoker's data folder]",
     ),
 ]
+MaxFileOption = Annotated[
+    int,
+    typer.Option(
+        "--max-file-bytes",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_MAX_FILE_BYTES",
+        help="Largest file that may be uploaded.",
+    ),
+]
+MaxStoredOption = Annotated[
+    int,
+    typer.Option(
+        "--max-stored-bytes",
+        parser=parse_bytes,
+        metavar="SIZE",
+        envvar="STOKER_MAX_STORED_BYTES",
+        help="Most disk for files; while they have more, uploads are refused.",
+    ),
+]
 LogLevelOption = Annotated[
     str,
     typer.Option("--log-level", envvar="STOKER_LOG_LEVEL", help="debug, info, warning or error."),
@@ -202,6 +222,8 @@ def serve(
     allow_origin: OriginOption = None,
     allow_host: HostNameOption = None,
     state: StateOption = None,
+    max_file_bytes: MaxFileOption = "512MiB",  # type: ignore[assignment]
+    max_stored_bytes: MaxStoredOption = "16GiB",  # type: ignore[assignment]
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = None,
     log_prompts: LogPromptsOption = False,
@@ -237,7 +259,7 @@ def serve(
         drain_s=drain_seconds,
     )
     logs = Logs(log_level, log_format, log_prompts=log_prompts, traces_url=traces)
-    _serve(served, access, Storage(state), logs)
+    _serve(served, access, Storage(state, max_file_bytes, max_stored_bytes), logs)
 
 
 def _serve(models: Models, access: Access, storage: Storage, logs: Logs) -> None:

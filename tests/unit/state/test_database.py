@@ -405,7 +405,7 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_folder() -> None:
-    home = Path("/home/ann")
+    home = Path("/homes/ann")
     assert data_folder({}, home, "linux") == home / ".local/share/stoker"
     assert data_folder({"XDG_DATA_HOME": "/data"}, None, "linux") == Path("/data/stoker")
     assert data_folder({"STOKER_HOME": "/own"}, None, "darwin") == Path("/own/state")
