@@ -105,7 +105,9 @@ class GrammarCompiler:
 
     def _compile(self, constraint: Constraint) -> Grammar:
         source = source_of(constraint, self._vocabulary)
-        matcher = LLMatcher(self._vocabulary.trie, source.text, log_level=0, limits=parser_limits())
+        matcher = source.grammar
+        if isinstance(matcher, str):
+            matcher = LLMatcher(self._vocabulary.trie, matcher, log_level=0, limits=parser_limits())
         if matcher.is_error():
             raise RequestError(f"the {constraint.kind} constraint cannot be enforced: {first_line(matcher)}")
         grammar = Grammar(matcher, source, self._vocabulary)

@@ -11,7 +11,9 @@ GRAMMAR_SYMBOLS = 300_000
 # Fuel of one mask: about 14 000 a millisecond.
 STEP_FUEL = 200_000
 # Earley items of one mask, about 20 000 a millisecond.
-STEP_ITEMS = 50_000
+STEP_ITEMS = 200_000
+# Of them in one row: an object of 3000 optional properties has 12 000 after its first quotation mark.
+ROW_ITEMS = 40_000
 # States of a lexer, 1 to 2 kB each.
 LEXER_STATES = 50_000
 
@@ -27,6 +29,7 @@ def parser_limits() -> LLParserLimits:
         initial_lexer_fuel=COMPILE_FUEL,
         step_lexer_fuel=STEP_FUEL,
         step_max_items=STEP_ITEMS,
+        max_items_in_row=ROW_ITEMS,
         max_lexer_states=LEXER_STATES,
         max_grammar_size=GRAMMAR_SYMBOLS,
         verbose_errors=False,

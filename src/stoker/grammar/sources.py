@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
@@ -14,7 +13,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from stoker.api.constraint import Constraint, Tags
 from stoker.api.errors import RequestError
 from stoker.grammar.schema.compile import compile_schema
-from stoker.grammar.schema.strings import JSON_FORM
+from stoker.grammar.schema.strings import JSON_FORM, json_grammar
 from stoker.grammar.tags import tags_to_lark
 from stoker.grammar.text_checks import JsonChecks, OneTagChecks, TagChecks, TextChecks
 from stoker.grammar.vocabulary import Vocabulary
@@ -22,9 +21,9 @@ from stoker.grammar.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A grammar as llguidance reads it, what is to be said about it, and what makes tests for a text."""
+    """A grammar of llguidance, what is to be said about it, and what makes tests for a text."""
 
-    text: str
+    grammar: LLMatcher | str  # compiled already, or to be compiled
     warnings: tuple[str, ...] = ()
     new_checks: Callable[[], TextChecks] | None = None
 
@@ -33,11 +32,11 @@ def source_of(constraint: Constraint, vocabulary: Vocabulary) -> Source:
     """The grammar of a constraint. Raises RequestError for one that cannot be a grammar."""
     kind = constraint.kind
     if kind == "json_object":
-        return Source(_json_grammar({"type": "object"}, JSON_FORM))
+        return Source(json_grammar({"type": "object"}, JSON_FORM))
     if kind == "json_schema":
-        ready = compile_schema(constraint.text, vocabulary.bytes_trie)
+        ready = compile_schema(constraint.text, vocabulary.bytes_trie, vocabulary.trie)
         checks = partial(JsonChecks, ready.plan) if ready.tested else None
-        return Source(_json_grammar(ready.schema, ready.form), ready.warnings, checks)
+        return Source(ready.matcher, ready.warnings, checks)
     if kind == "regex":
         return Source(LLMatcher.grammar_from_regex(constraint.text))
     if kind == "choice":
@@ -66,10 +65,6 @@ def _tags(tags: Tags, vocabulary: Vocabulary) -> Source:
     if any(schema.tested for schema in ready):
         checks = partial(TagChecks if all(tag.begin for tag in tags.tags) else OneTagChecks, places)
     return Source(LLMatcher.grammar_from_lark(text), warnings, checks)
-
-
-def _json_grammar(schema: dict[str, Any], form: Mapping[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=dict(form))  # type: ignore[arg-type]
 
 
 def _as_lark(text: str) -> str:

@@ -18,8 +18,22 @@ from stoker.tokenizer import Tokenizer, build_tokenizer
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "[CALLS]")
 # Enough that JSON is not all single bytes, and that tokens reach over the ends of what is forced.
 MERGES = (
-    *("{ \"", "\" :", "\" ,", "\u0120 \"", "\" }", "\u0120 {", "\u0120 [", "[ \"", "\" ]", "t r", "tr u"),
-    *("tru e", "n a", "na m", "nam e", "a a", "aa a", "a b", "r e", "re d", "1 2", "\u010a \u010a", "< /", "i n"),
+    *('{ "', '" :', '" ,', '\u0120 "', '" }', "\u0120 {", "\u0120 [", '[ "', '" ]', "t r", "tr u"),
+    *(
+        "tru e",
+        "n a",
+        "na m",
+        "nam e",
+        "a a",
+        "aa a",
+        "a b",
+        "r e",
+        "re d",
+        "1 2",
+        "\u010a \u010a",
+        "< /",
+        "i n",
+    ),
 )
 PADDING = 40  # logits that no token has
 
@@ -34,7 +48,7 @@ def bpe_tokenizer() -> Tokenizer:
 @cache
 def spm_tokenizer() -> Tokenizer:
     """SentencePiece, which puts a space before a text."""
-    pieces = [("\u2581", -1.0), ("a", -2.0), ("\u2581a", -3.0), ('{"', -4.0), ('":', -5.0), ("a\"", -6.0)]
+    pieces = [("\u2581", -1.0), ("a", -2.0), ("\u2581a", -3.0), ('{"', -4.0), ('":', -5.0), ('a"', -6.0)]
     return build_tokenizer(spm_metadata(pieces))
 
 
@@ -55,11 +69,29 @@ def guides(kind: str = "", text: str = "", *, thinking: Thinking | None = None, 
 
 def allowed(guide: Guide, tokenizer: Tokenizer) -> list[int]:
     """The tokens of the mask, those that are refused left out."""
+    return [token_id for token_id in masked(guide, tokenizer) if not guide.refuses(token_id)]
+
+
+def masked(guide: Guide, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of the mask."""
     mask = np.full(mask_words(tokenizer.vocab_size + PADDING), 0xFFFFFFFF, dtype=np.uint32)
     guide.fill_mask(mask)
     found = tokens_in(mask, tokenizer.vocab_size + PADDING)
     assert found is not None
-    return [token_id for token_id in found if not guide.refuses(token_id)]
+    return found
+
+
+def _draw(guide: Guide, tokenizer: Tokenizer, rng: random.Random) -> int:
+    """One that may come, as an engine finds it: what is refused is left out and another one drawn."""
+    found = masked(guide, tokenizer)
+    ends = [i for i in found if i in tokenizer.stop_ids]
+    rng.shuffle(found)
+    if ends and rng.random() < 0.3:
+        found = ends + found
+    for token_id in found:
+        if not guide.refuses(token_id):
+            return token_id
+    raise AssertionError("nothing may follow")
 
 
 def can_write(guide: Guide, text: str, tokenizer: Tokenizer | None = None) -> bool:
@@ -86,9 +118,10 @@ def can_write(guide: Guide, text: str, tokenizer: Tokenizer | None = None) -> bo
 def _fitting(guide: Guide, rest: bytes, tokenizer: Tokenizer) -> tuple[int, ...]:
     if guide.free:
         return tuple(tokenizer.encode(rest.decode(), add_special=False, parse_special=True)[:1])
-    found = [i for i in allowed(guide, tokenizer) if i not in tokenizer.stop_ids]
+    found = [i for i in masked(guide, tokenizer) if i not in tokenizer.stop_ids]
     fitting = [i for i in found if rest.startswith(tokenizer.token_bytes(i))]
-    return (max(fitting, key=lambda i: len(tokenizer.token_bytes(i))),) if fitting else ()
+    fitting.sort(key=lambda i: -len(tokenizer.token_bytes(i)))
+    return next(((i,) for i in fitting if not guide.refuses(i)), ())
 
 
 @dataclass(frozen=True)
@@ -115,13 +148,10 @@ def write_at_random(source: Guides, seed: int, *, most_tokens: int = 120) -> Wri
         if guide.forced:
             token_id = guide.forced[0]
         else:
-            found = allowed(guide, tokenizer)
-            assert found, f"nothing may follow {tokenizer.decode(ids)!r}"
-            ends = [i for i in found if i in tokenizer.stop_ids]
-            if ends and rng.random() < 0.3:
+            token_id = _draw(guide, tokenizer, rng)
+            if token_id in tokenizer.stop_ids:
                 finished = True
                 break
-            token_id = rng.choice([i for i in found if i not in ends] or found)
         guide.push(token_id)
         twin.push(token_id)
         ids.append(token_id)

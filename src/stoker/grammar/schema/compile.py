@@ -8,13 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llguidance import LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
 from stoker.api.errors import RequestError
+from stoker.grammar.limits import parser_limits
 from stoker.grammar.schema.checks import CheckPlan
 from stoker.grammar.schema.document import Document
 from stoker.grammar.schema.rewrite import Rewritten, rewrite
-from stoker.grammar.schema.strings import JSON_FORM, JSON_FORM_WITH_CONTROLS, StringTests
+from stoker.grammar.schema.strings import (
+    JSON_FORM,
+    JSON_FORM_WITH_CONTROLS,
+    StringTests,
+    first_line,
+    json_grammar,
+)
 
 # Refusals of llguidance that come of merging schemas, and the keywords that are then left to tests.
 _RELAXING = (
@@ -27,17 +34,21 @@ MOST_PLACES_SAID = 8  # of one keyword in a warning
 
 @dataclass(frozen=True, slots=True)
 class CompiledSchema:
-    """A schema in llguidance's dialect, the form of JSON, and whether values must be tested besides."""
+    """A schema in llguidance's dialect, the form of JSON, and whether values must be tested besides.
+
+    `matcher` is at the beginning of a text of the schema; to be copied.
+    """
 
     schema: dict[str, Any]
     form: Mapping[str, Any]
+    matcher: LLMatcher
     plan: CheckPlan
     tested: bool
     warnings: tuple[str, ...]
 
 
-def compile_schema(text: str, bytes_trie: LLTokenizer) -> CompiledSchema:
-    """Make the JSON text of a schema ready.
+def compile_schema(text: str, bytes_trie: LLTokenizer, trie: LLTokenizer | None = None) -> CompiledSchema:
+    """Make the JSON text of a schema ready, for the tokens of `trie`, or for bytes.
 
     Raises RequestError for text that is no schema, that no value satisfies, that is too large, or that has a
     keyword which cannot be enforced.
@@ -53,18 +64,21 @@ def compile_schema(text: str, bytes_trie: LLTokenizer) -> CompiledSchema:
             rewritten = rewrite(document, strings, relaxed=relaxed)
         except RecursionError as error:
             raise RequestError("json_schema is nested too deeply") from error
-        problem = strings.problem(rewritten.schema)
-        if problem is None:
+        form = JSON_FORM
+        if _CONTROL.search(json.dumps(rewritten.schema)) is not None:
+            form = JSON_FORM_WITH_CONTROLS
+        grammar = json_grammar(rewritten.schema, form)
+        matcher = LLMatcher(trie or bytes_trie, grammar, log_level=0, limits=parser_limits())
+        if not matcher.is_error():
             break
+        problem = first_line(matcher)
         more = next((words for said, words in _RELAXING if said in problem and not words <= relaxed), None)
         if more is None:
             raise RequestError(_explained(problem))
         relaxed |= more
-    controls = _CONTROL.search(json.dumps(rewritten.schema)) is not None
-    form = JSON_FORM_WITH_CONTROLS if controls else JSON_FORM
-    tested = bool(rewritten.residue) or controls
+    tested = bool(rewritten.residue) or form is JSON_FORM_WITH_CONTROLS
     plan = CheckPlan.of(document, strings, rewritten.residue)
-    return CompiledSchema(rewritten.schema, form, plan, tested, _warnings(rewritten))
+    return CompiledSchema(rewritten.schema, form, matcher, plan, tested, _warnings(rewritten))
 
 
 def _explained(problem: str) -> str:

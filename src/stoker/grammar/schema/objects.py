@@ -195,7 +195,8 @@ def _dependencies(
     exact = True
     for at, (name, parts) in enumerate(needs.items()):
         absent = Over({"properties": {name: False}}, True)
-        there = all_of([Over({"required": [name]}, True), *parts])
+        # It is named as a property to come before what it demands.
+        there = all_of([Over({"properties": {name: True}, "required": [name]}, True), *parts])
         if name in base.get("required", ()):
             last.append(there)
         elif any(part == FALSE for part in parts):

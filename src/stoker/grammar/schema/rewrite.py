@@ -163,10 +163,14 @@ class Rewriter:
     def _finite(self, place: Place, keywords: dict[str, Any]) -> Over:
         """The few values there are, all other keywords decided on them here."""
         values = finite_values(self, place)
-        if any(not _is_exact(value) for value in values):
-            self.leave(place, "enum", "const")
-            return Over({"enum": values}, exact=False)
-        return Over({"enum": values}, exact=True) if values else FALSE
+        if not values:
+            return FALSE
+        exact = [value for value in values if _is_exact(value)]
+        if len(exact) == len(values):
+            return Over({"enum": values}, exact=True)
+        self.leave(place, "enum", "const")
+        ways = [Over(_near(value), False) for value in values if not _is_exact(value)]
+        return any_of([*([Over({"enum": exact}, True)] if exact else []), *ways])
 
     def _parts(self, place: Place, keywords: dict[str, Any]) -> Over:
         before: list[Over] = []
@@ -233,10 +237,14 @@ class Rewriter:
             base["type"] = keywords["type"]
         for word in _PLAIN_ORDER:
             if word in keywords:
-                base[word] = keywords[word]
-                if not _is_exact(keywords[word]):
-                    self.leave(place, word)
-                    exact = False
+                value = keywords[word]
+                if _is_exact(value):
+                    base[word] = value
+                    continue
+                self.leave(place, word)
+                exact = False
+                if word != "multipleOf":
+                    base[word] = _beyond(value, up="aximum" in word or word.startswith("max"))
         return exact
 
     def _string(self, place: Place, keywords: dict[str, Any], base: dict[str, Any], last: list[Over]) -> bool:
@@ -387,6 +395,20 @@ def finite_values(rewriter: Rewriter, place: Place) -> list[Any]:
     if set(keywords) in ({"enum"}, {"const"}):
         return list(listed)
     return [value for value in listed if rewriter.evaluator.accepts(place, value)]
+
+
+def _beyond(value: Any, *, up: bool) -> int:
+    """A bound that is surely beyond one that is too large for a double."""
+    whole = int(value)
+    margin = abs(whole) >> 50
+    return whole + margin if up else whole - margin
+
+
+def _near(value: Any) -> dict[str, Any]:
+    """A schema of some values among which one is that llguidance cannot write exactly."""
+    if type_of(value) != "number":
+        return {"type": type_of(value)}
+    return {"type": "number", "minimum": _beyond(value, up=False), "maximum": _beyond(value, up=True)}
 
 
 def _is_exact(value: Any) -> bool:

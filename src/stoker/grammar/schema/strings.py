@@ -227,7 +227,9 @@ class StringTests:
 
     def problem(self, schema: Any) -> str | None:
         """Why llguidance does not compile a schema in its own dialect, in one line; None if it does."""
-        matcher = LLMatcher(self._trie, self._grammar(schema), log_level=0, limits=parser_limits())
+        matcher = LLMatcher(
+            self._trie, json_grammar(schema, JSON_FORM_WITH_CONTROLS), log_level=0, limits=parser_limits()
+        )
         return first_line(matcher) if matcher.is_error() else None
 
     def _accepts(self, schema: dict[str, Any], text: str) -> bool:
@@ -243,13 +245,16 @@ class StringTests:
         key = json.dumps(schema)
         found = self._matchers.get(key)
         if found is None:
-            found = LLMatcher(self._trie, self._grammar(schema), log_level=0, limits=parser_limits())
+            found = LLMatcher(
+                self._trie, json_grammar(schema, JSON_FORM_WITH_CONTROLS), log_level=0, limits=parser_limits()
+            )
             self._matchers[key] = found
         return found
 
-    @staticmethod
-    def _grammar(schema: Any) -> str:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=dict(JSON_FORM_WITH_CONTROLS))  # type: ignore[arg-type]
+
+def json_grammar(schema: dict[str, Any], form: Mapping[str, Any]) -> str:
+    """The grammar of a schema in llguidance's dialect."""
+    return LLMatcher.grammar_from_json_schema(schema, overrides=dict(form))  # type: ignore[arg-type]
 
 
 def pattern_schema(pattern: str) -> dict[str, Any]:
