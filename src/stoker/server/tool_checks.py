@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -54,18 +55,15 @@ def check_choice(mode: str, names: Sequence[str], tools: Sequence[Tool], fields:
 
 
 def check_turns(messages: Sequence[Message], template: str, fields: FieldNames) -> None:
-    """Raise `Refusal` for results of calls that were not made, calls of one id, and names that would be
-    shown to nobody."""
+    """Raise `Refusal` for results of calls that were not made, calls of one id in one turn, and names that
+    would be shown to nobody."""
     called: dict[str, str] = {}
     for number, message in enumerate(messages):
-        for call in message.tool_calls:
-            if call.id in called:
-                raise _wrong(
-                    fields.tool_calls,
-                    number,
-                    f"has a call whose id, {call.id!r:.80}, another one has already",
-                )
-            called[call.id] = call.name
+        # Over turns an id may come again: who sends each request under one id gets the same ones.
+        twice = [i for i, times in Counter(call.id for call in message.tool_calls).items() if times > 1]
+        if twice:
+            raise _wrong(fields.tool_calls, number, f"has two calls of the id {twice[0]!r:.80}")
+        called.update((call.id, call.name) for call in message.tool_calls)
         if message.role == "tool" and message.tool_call_id not in called:
             ids = ", ".join(list(called)[:_MOST_SHOWN]) or "none"
             raise _wrong(

@@ -18,23 +18,37 @@ def _render(
 ) -> tuple[tuple[Message, ...], tuple[Tool, ...]]:
     """The template raises for several calls in one turn, and drops what was said beside a call: each becomes
     a turn of its own, a call's result after it."""
-    results = {m.tool_call_id: m for m in messages if m.role == "tool"}
-    paired = {call.id for m in messages if len(m.tool_calls) > 1 for call in m.tool_calls}
 
     def turns() -> Iterator[Message]:
-        for message in messages:
-            if message.role == "tool" and message.tool_call_id in paired:
+        taken: set[int] = set()  # results that stand right after their calls
+        for place, message in enumerate(messages):
+            if place in taken:
                 continue
-            if message.tool_calls and message.content:
-                yield replace(message, tool_calls=())
-            for call in message.tool_calls:
-                yield replace(message, content="", tool_calls=(call,))
-                if call.id in paired and call.id in results:
-                    yield results[call.id]
             if not message.tool_calls:
                 yield message
+                continue
+            if message.content:
+                yield replace(message, tool_calls=())
+            results = _results_after(messages, place)
+            for call in message.tool_calls:
+                yield replace(message, content="", tool_calls=(call,))
+                answer = results.get(call.id)
+                if answer is not None:
+                    taken.add(answer)
+                    yield messages[answer]
 
     return tuple(turns()), tuple(tools)
+
+
+def _results_after(messages: Sequence[Message], place: int) -> dict[str, int]:
+    """Where the results of a turn's calls are, by the call's id: before the next turn that calls."""
+    found: dict[str, int] = {}
+    for number in range(place + 1, len(messages)):
+        if messages[number].tool_calls:
+            break
+        if messages[number].role == "tool":
+            found.setdefault(messages[number].tool_call_id, number)
+    return found
 
 
 LLAMA3 = CallFormat(

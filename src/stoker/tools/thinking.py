@@ -10,6 +10,7 @@ from typing import Any
 from stoker.api.constraint import Thinking
 
 _MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
+# Written before the end mark when the budget is used up, so that the last thought does not break off.
 _CLOSING = "\n\nThat is all the thinking there is room for; now the answer.\n"
 # The variable that templates ask for, most by the first of these names; the second is also a common word.
 _SWITCHES = (

@@ -139,6 +139,15 @@ def test_llama_calls_once_with_or_without_its_tag() -> None:
     ]
 
 
+def test_ids_may_come_again_in_later_turns() -> None:
+    call = ToolCall("a", "clock", "{}")
+    turn = (Message("assistant", "", tool_calls=(call,)), Message("tool", "1", tool_call_id="a"))
+    later = (turn[0], Message("tool", "2", tool_call_id="a"), USER)
+    for template in (LLAMA, TOOL_TEMPLATE):
+        turns = prepared(template, tools=TOOLS, messages=(USER, *turn, *later)).chat.messages
+        assert [m.content for m in turns if m.role == "tool"] == ["1", "2"]
+
+
 def test_mistrals_ids_have_nine_characters() -> None:
     call = ToolCall("call_0123456789", "clock", "{}")
     messages = (
