@@ -74,6 +74,11 @@ class GrammarCompiler:
         self._grammars: OrderedDict[Constraint, Grammar] = OrderedDict()  # last used last
         self._chars = 0  # of their sources
 
+    @property
+    def cached(self) -> int:
+        """Compiled constraints that are kept."""
+        return len(self._grammars)
+
     def guides(self, params: SamplingParams) -> Guides | None:
         """What `params` ask of the text; None if nothing. May take a second.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from stoker.api.constraint import Tags
 from stoker.api.errors import RequestError
 from stoker.grammar.vocabulary import Vocabulary
 
+_JSON_WORDS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|, |: |[^"{}\[\],:]+|.', re.DOTALL)
 _REGEX_SPECIAL = frozenset("\\.+*?()|[]{}^$#&-~/")
 
 
@@ -105,13 +107,21 @@ class _Writer:
             token_id = self._token(text[start:end])
             if token_id is None:
                 continue
-            if start > at:
-                symbols.append(json.dumps(text[at:start]))
+            symbols += self._words(text[at:start])
             symbols.append(f"<[{token_id}]>")
             at = end
-        if at < len(text):
-            symbols.append(json.dumps(text[at:]))
+        symbols += self._words(text[at:])
         return " ".join(symbols)
+
+    def _words(self, text: str) -> list[str]:
+        """Plain text as string literals.
+
+        llguidance's lexer prefers a longer literal. Where a value may stand instead of a tag, the text is cut
+        as JSON is, so that after a brace both may still follow.
+        """
+        if all(tag.begin for tag in self._tags.tags):
+            return [json.dumps(text)] if text else []
+        return [json.dumps(word) for word in _JSON_WORDS.findall(text)]
 
 
 def _escaped(text: str) -> str:
