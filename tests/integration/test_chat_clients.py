@@ -151,7 +151,7 @@ def test_a_result_is_answered(client: openai.OpenAI, name: str) -> None:
     assert not answer.choices[0].message.tool_calls
 
 
-def test_the_parse_helpers(client: openai.OpenAI, name: str) -> None:
+def test_parse_gives_objects_of_the_class(client: openai.OpenAI, name: str) -> None:
     answer = client.chat.completions.parse(
         model=name,
         messages=[{"role": "user", "content": "Which city is the capital of Kenya?"}],
@@ -172,7 +172,7 @@ def test_the_parse_helpers(client: openai.OpenAI, name: str) -> None:
     assert isinstance(call.function.parsed_arguments, GetWeather)
 
 
-def test_the_streaming_helper_parses(client: openai.OpenAI, name: str) -> None:
+def test_a_stream_that_is_parsed(client: openai.OpenAI, name: str) -> None:
     with client.chat.completions.stream(
         model=name,
         messages=[{"role": "user", "content": "Tell me of Lima."}],
