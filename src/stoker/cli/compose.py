@@ -115,6 +115,7 @@ class Models:
     def shelf(self) -> ModelShelf:
         """The models, none of them loaded. Raises `RequestError`, `ModelNotFoundError`."""
         from stoker.engine.load import DEFAULT_KV_BYTES, LoadOptions
+        from stoker.engine.scheduler import SchedulerOptions
         from stoker.llm import RandomSeeds
         from stoker.process import ModelShelf, ProcessOptions, ShelfOptions
 
@@ -125,6 +126,8 @@ class Models:
             kv_type=self.kv_type,  # type: ignore[arg-type]  # checked there
             disk_cache_bytes=self.disk_cache_bytes,
             target_itl_ms=self.target_itl_ms,
+            # Requests have n choices each; the queue of the process is the one that refuses first.
+            scheduler=SchedulerOptions(max_waiting=max(self.max_waiting, SchedulerOptions().max_waiting)),
         )
         return ModelShelf(
             self.names,

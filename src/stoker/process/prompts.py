@@ -86,6 +86,10 @@ class PromptEncoder:
 
     def _checked(self, prompt: tuple[object, ...]) -> list[int]:
         """Token ids that are such. The message of a wrong one is the engine's."""
+        if len(prompt) > self.context_tokens:  # a million are not looked at one by one, to be refused
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt)} tokens; allowed: at most {self.context_tokens}"
+            )
         size = self.tokenizer.vocab_size
         ids = []
         for token in prompt:
