@@ -47,7 +47,7 @@ _STREAM_HEADERS: tuple[Header, ...] = (
 )
 
 # Only the engine knows what it can enforce; its message says so in these words.
-_OF_CONSTRAINTS = re.compile(r"\b(constraint|schema|regex|grammar|lark|choice|tags)\b", re.IGNORECASE)
+_OF_CONSTRAINTS = re.compile(r"constraint|schema|regex|grammar|lark|choice|tags", re.IGNORECASE)
 
 F = TypeVar("F", bound=GenerationFields)
 
