@@ -130,6 +130,11 @@ class Files:
 
         return await self.database.write(work)
 
+    async def known(self, file_ids: Sequence[str]) -> set[str]:
+        """Which of these ids are in the table, whoever's they are."""
+        query = select(FILES.c.id).where(FILES.c.id.in_(file_ids))
+        return await self.database.read(lambda connection: {row.id for row in connection.execute(query)})
+
 
 def insert_files(connection: Connection, files: Sequence[StoredFile]) -> None:
     """Rows for `files`; those that are there already stay as they are."""

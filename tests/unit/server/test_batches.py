@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -495,6 +496,82 @@ def test_two_servers_on_one_state_run_a_batch_once(tmp_path: Path) -> None:
         assert len(requests) == 201
         asked = [request.request_id.partition("#")[0] for request in requests]
         assert len(set(asked)) == 201
+
+
+def test_a_batch_that_another_server_runs_is_looked_at_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+    real = run_module.Journal
+
+    def counted(folder: Path, batch_id: str) -> Any:
+        tries.append(batch_id)
+        return real(folder, batch_id)
+
+    with serving(tmp_path, slow()) as first:
+        batch_id = begin(first, [line(f"c{i}") for i in range(400)])
+        wait_for(first, batch_id, some_done)
+        monkeypatch.setattr(run_module, "Journal", counted)
+        with serving(tmp_path) as second:
+            other = wait_for(second, begin(second, [line("other")]))
+            time.sleep(0.5)
+        assert tries.count(other["id"]) == 1
+        assert tries.count(batch_id) <= 2
+
+
+def test_a_batch_that_waits_for_its_turn_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker.server.batches.runner._BATCHES_AT_ONCE", 1)
+    with serving(tmp_path, slow()) as served:
+        long = begin(served, [line(f"c{i}") for i in range(2000)])
+        wait_for(served, long, some_done)
+        waits = begin(served, [line("a")])
+        assert served.post(f"/v1/batches/{waits}/cancel", {}).status_code == 200
+        batch = wait_for(served, waits)
+        assert (batch["status"], batch["request_counts"]["completed"]) == ("cancelled", 0)
+        assert served.get(f"/v1/batches/{long}").json()["status"] == "in_progress"
+
+
+def test_lines_wait_for_calls_of_other_models(tmp_path: Path) -> None:
+    location = locate_state(str(tmp_path / "state.db"))
+    assert location is not None
+    asked, other = FakeModel("asked", answer=echo), FakeModel("other", answer=echo, first_delay_s=1.0)
+    with serve(FakeHost(asked, other), state=StateSource(location)) as served:
+        file_id = upload(served, text_of([line("a"), line("b")]))
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(served.chat, "hello", model="other")
+            until(lambda: other.open == 1)
+            batch_id = create(served, file_id).json()["id"]
+            wait_for(served, batch_id, lambda b: b["status"] == "in_progress")
+            time.sleep(0.2)
+            assert asked.requests == []
+            assert call.result(20).status_code == 200
+        assert wait_for(served, batch_id)["request_counts"]["completed"] == 2
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, "completed"), (3, "failed")])
+def test_a_bug_of_ours_is_tried_again_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, status: str
+) -> None:
+    monkeypatch.setattr("stoker.server.batches.runner._LOOK_S", 0.05)
+    real = run_module.body_bytes
+    left = failures
+
+    def broken(line: Any, batch_id: str, endpoint: str) -> bytes:
+        nonlocal left
+        if line.number == 60 and left:
+            left -= 1
+            raise ZeroDivisionError
+        return real(line, batch_id, endpoint)
+
+    monkeypatch.setattr(run_module, "body_bytes", broken)
+    with serving(tmp_path) as served:
+        batch = wait_for(served, begin(served, [line(f"c{i}") for i in range(100)]))
+        assert batch["status"] == status
+        assert len(answers(served, batch)) == batch["request_counts"]["completed"] > 0
+        assert (batch["errors"] is None) == (status == "completed")
+        assert no_work_is_left(served)
 
 
 def test_the_database_goes_away_under_a_batch_and_comes_back(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from stoker.api.events import Event
 from stoker.api.protocols import ModelCard, ModelHost, ServedModel
 from stoker.api.request import Request
+
+_LOOK_S = 0.05
 
 
 class BackgroundModel:
@@ -29,8 +32,10 @@ class BackgroundModel:
 class BackgroundHost:
     """`host`, whose models are `BackgroundModel`s. Closing it is its owner's part."""
 
-    def __init__(self, host: ModelHost) -> None:
+    def __init__(self, host: ModelHost, is_busy: Callable[[], bool]) -> None:
+        """`is_busy` tells whether anybody waits for an answer of any model."""
         self._host = host
+        self._is_busy = is_busy
 
     def cards(self) -> tuple[ModelCard, ...]:
         """As the host's."""
@@ -38,7 +43,13 @@ class BackgroundHost:
 
     @contextlib.asynccontextmanager
     async def use(self, name: str, *, keep_alive_s: float | None = None) -> AsyncIterator[ServedModel]:
-        """As the host's."""
+        """As the host's, once nobody waits for another model.
+
+        An engine lets what is in the background wait for its own calls; it does not know of other models',
+        which may need its memory, and its cores.
+        """
+        while self._is_busy() and len(self._host.cards()) > 1:
+            await asyncio.sleep(_LOOK_S)
         async with self._host.use(name, keep_alive_s=keep_alive_s) as model:
             yield cast(ServedModel, BackgroundModel(model))
 

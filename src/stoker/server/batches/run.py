@@ -67,16 +67,28 @@ class BatchRun:
         """Something may have changed."""
         self._looks.set()
 
-    async def run(self) -> None:
-        """Until the batch is finished, or another process has it. Raises `StokerError` for what may pass."""
+    async def run(self) -> bool:
+        """Until the batch is finished; False: another process has it. Raises `StokerError`: it may pass."""
         try:
             journal = await _opened(lambda: Journal(self._work, self._batch.id))
         except BlockingIOError:
-            return
+            return False
         try:
             current = await self._state.batches.refreshed(self._batch.id)
             if current is not None and not current.is_finished:
                 await self._run(current, journal)
+            await asyncio.to_thread(journal.remove)
+            return True
+        finally:
+            journal.close()
+
+    async def fail(self) -> None:
+        """End the batch because running it fails for no fault of its own; what was answered is kept."""
+        message = "the server failed while running this batch; its log has the reason"
+        journal = await _opened(lambda: Journal(self._work, self._batch.id))
+        try:
+            problem = LineProblem("internal_error", message)
+            await self._finish(journal, "failed", errors=[_error(None, problem)])
             await asyncio.to_thread(journal.remove)
         finally:
             journal.close()

@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stoker.api.errors import StokerError
@@ -30,6 +31,7 @@ _BATCHES_AT_ONCE = 8
 _LOOK_S = 5.0  # for batches that another process has left behind, and for a database that is back
 _CLEAN_S = 3600.0
 _STALE_S = 30 * 86400.0
+_NAMES_AT_ONCE = 500
 _MOST_FAILURES = 3  # of our own making; the batch fails after them
 
 HandlersOf = Callable[[Service], Mapping[str, Handler]]
@@ -48,7 +50,8 @@ class BatchRunner:
         self._woken = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(_LINES_AT_ONCE)
-        self._cleaned_s = 0.0
+        self._resting: dict[str, float] = {}  # batch -> when it is looked at again, by the monotonic clock
+        self._clean_at_s = 0.0
         self._complained = False
 
     def check_endpoint(self, endpoint: str) -> None:
@@ -104,54 +107,54 @@ class BatchRunner:
         return source.location.sqlite_file is None or source.location.sqlite_file.exists()
 
     async def _begin_runs(self, state: State) -> None:
-        batches = await state.batches.unfinished()
-        for batch in batches:
-            if len(self._runs) >= _BATCHES_AT_ONCE:
-                break
-            if batch.id not in self._runs:
+        now_s = time.monotonic()
+        self._resting = {batch_id: end_s for batch_id, end_s in self._resting.items() if end_s > now_s}
+        for batch in await state.batches.unfinished():
+            # One that only has to end takes nobody's place, and waits for none.
+            ends = batch.status == "cancelling" or time.time() >= batch.expires_s
+            is_free = batch.id not in self._runs and batch.id not in self._resting
+            if is_free and (ends or len(self._runs) < _BATCHES_AT_ONCE):
                 self._begin(state, batch)
-        if time.monotonic() - self._cleaned_s > _CLEAN_S or not self._cleaned_s:
-            self._cleaned_s = time.monotonic()
+        if now_s >= self._clean_at_s:
+            self._clean_at_s = now_s + _CLEAN_S
             await _clean(state)
 
     def _begin(self, state: State, batch: StoredBatch) -> None:
         # `created` of every answer is the batch's, so that one that is asked again has the same bytes.
-        service = self._service.in_background(BackgroundHost(self._service.host), batch.created_s)
+        host = BackgroundHost(self._service.host, lambda: self._service.open_requests > 0)
+        service = self._service.in_background(host, batch.created_s)
         means = Means(state, self._slots, self._service.options.max_body_bytes)
         run = BatchRun(batch, means, Answers(self._handlers_of(service)))
-        task = asyncio.create_task(self._run(state, batch, run, service.works))
+        task = asyncio.create_task(self._run(batch, run, service.works))
         self._runs[batch.id] = (run, task)
 
-    async def _run(self, state: State, batch: StoredBatch, run: BatchRun, works: Sequence[Work]) -> None:
+    async def _run(self, batch: StoredBatch, run: BatchRun, works: Sequence[Work]) -> None:
+        is_over = False
         try:
-            await run.run()
+            is_over = await run.run()
         except StokerError as error:
             _LOGGER.warning("%s waits: %s", batch.id, error)
-            await asyncio.sleep(_LOOK_S)
         except Exception:
             _LOGGER.exception("%s failed", batch.id)
-            with contextlib.suppress(StokerError):  # the next look finds it again
-                await self._note_failure(state, batch)
+            await self._note_failure(batch, run)
         finally:
             del self._runs[batch.id]
             for work in works:
                 await work.close()
+        if is_over:
+            self._failures.pop(batch.id, None)
+        else:  # another process has it, or what it needs is away
+            self._resting[batch.id] = time.monotonic() + _LOOK_S
         self.wake()  # there is room for another
 
-    async def _note_failure(self, state: State, batch: StoredBatch) -> None:
-        failures = self._failures.get(batch.id, 0) + 1
-        self._failures[batch.id] = failures
-        if failures < _MOST_FAILURES:
-            await asyncio.sleep(_LOOK_S)
+    async def _note_failure(self, batch: StoredBatch, run: BatchRun) -> None:
+        self._failures[batch.id] = self._failures.get(batch.id, 0) + 1
+        if self._failures[batch.id] < _MOST_FAILURES:
             return
-        message = "the server failed while running this batch; its log has the reason"
-        error = {"code": "internal_error", "message": message, "line": None, "param": None}
-        await state.batches.change(
-            batch.id,
-            follows=("validating", "in_progress", "finalizing", "cancelling"),
-            status="failed",
-            errors=[error],
-        )
+        try:
+            await run.fail()
+        except Exception:  # its work stays where it is, and is tried again
+            _LOGGER.exception("%s cannot be ended", batch.id)
 
 
 async def _clean(state: State) -> None:
@@ -159,20 +162,29 @@ async def _clean(state: State) -> None:
     for file_id in await state.files.drop_expired():
         await asyncio.to_thread(remove_content, state.place, file_id)
     await asyncio.to_thread(remove_stale_uploads, state.place)
-    for batch_id, age_s in await asyncio.to_thread(_works, state):
+    # Without a row it may belong to a database that is put back some day.
+    old = [
+        name for name, age_s in await asyncio.to_thread(_ages, state.place.content("")) if age_s > _STALE_S
+    ]
+    for start in range(0, len(old), _NAMES_AT_ONCE):
+        some = old[start : start + _NAMES_AT_ONCE]
+        known = await state.files.known(some)
+        for file_id in some:
+            if file_id not in known:
+                await asyncio.to_thread(remove_content, state.place, file_id)
+    for batch_id, age_s in await asyncio.to_thread(_ages, state.place.work("")):
         batch = await state.batches.refreshed(batch_id)
-        # Without a row it may belong to a database that is put back some day.
         if batch is None and age_s < _STALE_S:
             continue
         if batch is None or batch.is_finished:
             await asyncio.to_thread(shutil.rmtree, state.place.work(batch_id), ignore_errors=True)
 
 
-def _works(state: State) -> list[tuple[str, float]]:
-    """Batches that have a folder, with its age in seconds."""
+def _ages(folder: Path) -> list[tuple[str, float]]:
+    """What is in a folder, and for how many seconds."""
     now_s = time.time()
     found = []
     with contextlib.suppress(OSError):  # it is tried again in an hour
-        for folder in state.place.work("").iterdir():
-            found.append((folder.name, now_s - folder.stat().st_mtime))
+        for path in folder.iterdir():
+            found.append((path.name, now_s - path.stat().st_mtime))
     return found
