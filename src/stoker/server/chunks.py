@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from stoker.api.errors import EngineError
+from stoker.api.errors import EngineError, RequestError
 from stoker.api.events import DoneEvent, Event, PromptEvent, TokensEvent
 from stoker.server.asked import Asked
 from stoker.server.deltas import delta_bytes, finish_reason
@@ -216,8 +216,11 @@ class ChunkWriter:
 
 
 def check_end(done: DoneEvent) -> None:
-    """Raise what a choice that did not end well means: `EngineError`, or `Refusal` for one that was late."""
+    """Raise what a choice that did not end well means: `EngineError`, `RequestError` for a constraint that
+    turned out to be too large while it was followed, or `Refusal` for one that was late."""
     if done.finish_reason == "error":
+        if str(done.stop_reason).startswith("the constraint"):
+            raise RequestError(str(done.stop_reason))
         raise EngineError(f"choice {done.choice} failed: {done.stop_reason}")
     if done.finish_reason == "abort":
         reason = "" if done.stop_reason is None else f": {done.stop_reason}"

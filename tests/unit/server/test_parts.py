@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.api.chat import Tool
-from stoker.api.errors import EngineError
+from stoker.api.errors import EngineError, RequestError
 from stoker.api.events import DoneEvent, Event, TokenLogprob, TokensEvent, Usage
 from stoker.server.errors import Refusal
 from stoker.server.parts import AnswerPart, Gathered, LogprobsPart, parts_of
@@ -95,6 +96,9 @@ def test_what_fails_is_raised() -> None:
         _all([TokensEvent("r", 0, (1,), "a"), _done(0, "error")])
     with pytest.raises(Refusal):
         _all([_done(0, "abort")])
+    too_large = dataclasses.replace(_done(0, "error"), stop_reason="the constraint cannot be followed further")
+    with pytest.raises(RequestError):
+        _all([TokensEvent("r", 0, (1,), "a"), too_large])
     with pytest.raises(EngineError, match="ended before"):
         _all([TokensEvent("r", 0, (1,), "a")])
 
