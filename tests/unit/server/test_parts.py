@@ -96,7 +96,7 @@ def test_what_fails_is_raised() -> None:
         _all([TokensEvent("r", 0, (1,), "a"), _done(0, "error")])
     with pytest.raises(Refusal):
         _all([_done(0, "abort")])
-    too_large = dataclasses.replace(_done(0, "error"), stop_reason="the constraint cannot be followed further")
+    too_large = dataclasses.replace(_done(0, "error"), stop_reason="the constraint cannot be followed")
     with pytest.raises(RequestError):
         _all([TokensEvent("r", 0, (1,), "a"), too_large])
     with pytest.raises(EngineError, match="ended before"):
