@@ -78,6 +78,7 @@ class Rewriter:
         self._names: dict[int, str] = {}  # of definitions, by id of the schema
         self._definitions: dict[str, Any] = {}
         self._last_definitions: dict[str, Any] = {}
+        self._narrowed: set[int] = set()  # ids of schemas whose oneOf has branches that overlap
         self._exact: dict[str, bool] = {}  # by name of the definition, as of the last pass
         self._ignored: dict[str, None] = {}
         self._empty: dict[str, bool] = {}
@@ -182,8 +183,10 @@ class Rewriter:
         for word in keywords:
             opened = opened or word in _OBJECT_WORDS
             part = self._in_place(place, keywords, word)
-            if part is not None:
-                (after if opened else before).append(part)
+            if part is None:
+                continue
+            made = word == "oneOf" and id(place.schema) in self._narrowed
+            (last if made else after if opened else before).append(part)
         exact &= self._plain(place, keywords, base)
         exact &= self._string(place, keywords, base, last)
         exact &= self._array(place, keywords, base)
@@ -222,6 +225,8 @@ class Rewriter:
                     overlaps[other].append(at)
         if sum(map(len, overlaps)) > MOST_WAYS:
             return Over(any_of(parts).schema, exact=False)
+        if any(overlaps):
+            self._narrowed.add(id(place.schema))
         branches = []
         for at, part in enumerate(parts):
             without = [
