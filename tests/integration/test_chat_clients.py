@@ -219,6 +219,12 @@ def test_what_cannot_be_enforced_names_the_field(client: openai.OpenAI, name: st
             response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
         )
     assert wrong.value.param == "response_format"
+    function: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    with pytest.raises(openai.BadRequestError) as tool:
+        client.chat.completions.create(
+            model=name, messages=QUESTION, tools=[TOOLS[0], function], tool_choice="required"
+        )
+    assert tool.value.param == "tools[1].function.parameters"
     with pytest.raises(openai.BadRequestError) as unclosed:
         client.chat.completions.create(
             model=name, messages=QUESTION, extra_body={"structured_outputs": {"regex": "(a"}}

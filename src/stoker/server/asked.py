@@ -32,7 +32,8 @@ class Asked:
     # Called with the whole answer before its last bytes are sent; none: it is not stored.
     keep: Callable[[dict[str, Any]], Awaitable[None]] | None = None
     service_tier: str | None = None  # to be told, where it was asked for
-    constraint_field: str | None = None  # what to blame for a constraint that cannot be enforced
+    # The field to blame for a constraint that cannot be enforced, by what the engine says of it.
+    field_to_blame: Callable[[str], str] | None = None
 
     @property
     def n(self) -> int:

@@ -93,7 +93,7 @@ async def understand(
         answer_id=answer_id,
         keep=keep,
         service_tier=tier_of(fields),
-        constraint_field="tools" if prepared.callable_tools else constraint_field,
+        field_to_blame=prepared.field_to_blame,
     )
 
 

@@ -64,7 +64,7 @@ async def understand(service: Service, scope: Scope, fields: CompletionRequest, 
         echo_logprobs=echo_logprobs,
         prompt_logprobs=fields.prompt_logprobs is not None,
         service_tier=tier_of(fields),
-        constraint_field=constraint_field,
+        field_to_blame=lambda message: constraint_field,
     )
 
 

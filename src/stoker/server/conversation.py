@@ -77,6 +77,21 @@ class Prepared:
     sampling: SamplingParams
     format: ChatFormat
     callable_tools: tuple[Tool, ...] = ()
+    tools: tuple[Tool, ...] = ()  # all that were given
+    fields: FieldNames = CHAT_FIELDS
+
+    def field_to_blame(self, message: str) -> str:
+        """The field that an engine's refusal of the constraint is about; `message` quotes a tag's begin."""
+        constraint = self.sampling.constraint
+        if constraint is None or constraint.tags is None or not self.callable_tools:
+            return self.fields.constraint
+        tail = self.format.calls.marks.tail
+        for tag in constraint.tags.tags:
+            if tag.begin and repr(tag.begin)[1:-1] in message:
+                for number, tool in enumerate(self.tools):
+                    if tag.begin.endswith(tool.name + tail):
+                        return self.fields.tool_parameters.format(number)
+        return self.fields.tools
 
     @property
     def is_plain(self) -> bool:
@@ -119,7 +134,7 @@ def prepare(model: ServedModel, conversation: Conversation, sampling: SamplingPa
     shown = () if conversation.tool_choice.mode == "none" else conversation.tools
     messages, template_tools = form.rendered(conversation.messages, shown)
     chat = Chat(messages, template_tools, variables, conversation.add_generation_prompt)
-    return Prepared(chat, sampling, form, callable_tools)
+    return Prepared(chat, sampling, form, callable_tools, conversation.tools, fields)
 
 
 def _thinking(

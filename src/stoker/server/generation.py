@@ -187,11 +187,11 @@ def _checked(events: list[Event]) -> list[Event]:
 
 def _blamed(error: RequestError, asked: Asked) -> Exception:
     """`error`, with the name of the field, if it is about what the answer must be."""
-    if asked.constraint_field is None or asked.requests[0].sampling.constraint is None:
+    if asked.field_to_blame is None or asked.requests[0].sampling.constraint is None:
         return error
     if isinstance(error, PromptTooLongError | QueueFullError) or not _OF_CONSTRAINTS.search(error.message):
         return error
-    return refuse(asked.constraint_field, str(error), code="invalid_value")
+    return refuse(asked.field_to_blame(error.message), str(error), code="invalid_value")
 
 
 def _failed(scope: Scope, error: Exception) -> bytes:

@@ -290,3 +290,12 @@ def test_a_base_model_has_no_chats() -> None:
 def test_switching_off_what_a_model_does_not_do_is_no_mistake() -> None:
     assert prepared(BARE, variables={"enable_thinking": False}).chat.variables == {}
     assert refused(BARE, variables={"enable_thinking": True})[0] == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize("template", [TOOL_TEMPLATE, LLAMA, MISTRAL, GEMMA])
+def test_the_tool_whose_schema_cannot_be_enforced_is_named(template: str) -> None:
+    ready = prepared(template, tools=TOOLS, tool_choice=ToolChoice("named", ("clock",)))
+    begin = tags(ready).tags[0].begin
+    assert ready.field_to_blame(f"the schema after {begin!r}: no") == "tools[1].function.parameters"
+    assert ready.field_to_blame("tags are too many") == "tools"
+    assert prepared(template, constraint=Constraint("json_object")).field_to_blame("no") == "response_format"
