@@ -40,6 +40,7 @@ class EngineOptions:
     eos_ids: frozenset[int] = frozenset()  # tokens by which the model ends an answer
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
+    spare_core: bool = False  # one is free while the model runs: for what can be done beside it
     identity: bytes = b""  # what keys and values depend on besides the tokens: weights, KV type
 
 
@@ -66,7 +67,7 @@ class Engine:
         self.budget = TokenBudget(options.scheduler.batch_tokens, options.budget)
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
-        self._runner = Runner(interpreter, sampler, self.pool)
+        self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
         self._tier = tier
         self._journal = journal
         self._arrivals = 0

@@ -115,8 +115,9 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
             frozenset(tokenizer.stop_ids),
             options.scheduler,
             BudgetOptions(options.target_itl_ms),
+            spare_core=physical_cores() > interpreter.pool.threads,
             # Without a tier the tree dies with the process, and needs no name that outlives it.
-            identity or header_digest.encode(),
+            identity=identity or header_digest.encode(),
         ),
         tier=opened.tier,
     )

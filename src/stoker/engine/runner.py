@@ -37,11 +37,14 @@ class Samples(Protocol):
 class Runner:
     """Keeps nothing between steps: all it needs is in the plan, the sequences and the pool."""
 
-    def __init__(self, interpreter: Interpreter, sampler: Samples, pool: BlockPool) -> None:
+    def __init__(
+        self, interpreter: Interpreter, sampler: Samples, pool: BlockPool, *, spare_core: bool = False
+    ) -> None:
+        """`spare_core`: one is free while the model runs."""
         self._interpreter = interpreter
         self._sampler = sampler
         self._pool = pool
-        self._masks = Masks(interpreter.vocabulary)
+        self._masks = Masks(interpreter.vocabulary, beside=spare_core)
         self._counting: Int32 = np.arange(_FIRST_COUNTING, dtype=np.int32)  # 0, 1, 2, ...: to be sliced
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:

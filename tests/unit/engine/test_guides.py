@@ -81,11 +81,11 @@ class ScriptedGuides:
         return self.made[-1]
 
 
-def new_engine(journal: list[Entry] | None = None, **scheduler: int) -> Engine:
+def new_engine(journal: list[Entry] | None = None, *, spare_core: bool = True, **scheduler: int) -> Engine:
     return Engine(
         ScriptedInterpreter(vocabulary=VOCABULARY, num_blocks=40),
         ReferenceSampler(),
-        EngineOptions(600, frozenset({59}), SchedulerOptions(**scheduler)),
+        EngineOptions(600, frozenset({59}), SchedulerOptions(**scheduler), spare_core=spare_core),
         journal=None if journal is None else journal.append,
     )
 
@@ -132,11 +132,17 @@ def test_masks_hold_refusals_hold_and_runs_are_written() -> None:
     seed=st.integers(0, 1 << 63),
     first=st.sampled_from([(), (7,), (7, 9, 11)]),
     max_tokens=st.sampled_from([1, 2, 3, 17, 60]),
+    spare_core=st.booleans(),
 )
 def test_any_company(
-    prompts: list[int], batch_tokens: int, seed: int, first: tuple[int, ...], max_tokens: int
+    spare_core: bool,
+    prompts: list[int],
+    batch_tokens: int,
+    seed: int,
+    first: tuple[int, ...],
+    max_tokens: int,
 ) -> None:
-    engine = new_engine(batch_tokens=batch_tokens, max_sequences=6)
+    engine = new_engine(batch_tokens=batch_tokens, max_sequences=6, spare_core=spare_core)
     for number, tokens in enumerate(prompts):
         asked = SamplingParams(constraint=CONSTRAINED, max_tokens=max_tokens, n=1 + number % 2)
         engine.add(
@@ -178,8 +184,9 @@ def test_going_on_from_anywhere_gives_the_same(first: tuple[int, ...], logprobs:
         assert tokens_of(collect(engine)["r", 0]) == whole[cut:], f"cut at {cut}"
 
 
-def test_a_fault_ends_one_choice() -> None:
-    engine = new_engine()
+@pytest.mark.parametrize("spare_core", [True, False])
+def test_a_fault_ends_one_choice(spare_core: bool) -> None:
+    engine = new_engine(spare_core=spare_core)
     asked = SamplingParams(constraint=CONSTRAINED)
     engine.add("bad", [4, 5], asked, seed=12, guides=ScriptedGuides(faulty_at=8))
     engine.add("good", [4, 5], asked, seed=12, guides=ScriptedGuides())
