@@ -139,7 +139,7 @@ class ChunkWriter:
         if self._parsers:
             parser = self._parsers[choice]
             pieces = [self._piece(choice, delta_bytes(part, self._encode), b"") for part in parser.finish()]
-            reason = finish_reason(reason, parser.calls)
+            reason = finish_reason(reason, parser)
         self._open_choices -= 1
         self._warnings.update(dict.fromkeys(event.warnings))
         is_last = not self._open_choices and not self._asked.include_usage

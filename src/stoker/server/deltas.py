@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stoker.tools import AnswerParser
 from stoker.tools.parts import CallStart, Part, ReasoningPart, TextPart
 
 Encode = Callable[[Any], bytes]
@@ -27,6 +28,7 @@ def _delta(part: Part) -> dict[str, Any]:
     return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
 
 
-def finish_reason(reason: str, calls: int) -> str:
-    """OpenAI's reason why a choice ended: one that called tools and was not cut off ended for them."""
-    return "tool_calls" if calls and reason == "stop" else reason
+def finish_reason(reason: str, parser: AnswerParser) -> str:
+    """OpenAI's reason why a choice ended, whose text `parser` has read: one that called tools ended for
+    them, unless its last call was cut off."""
+    return "tool_calls" if parser.calls and reason == "stop" and not parser.in_call else reason

@@ -86,7 +86,7 @@ class WholeAnswer:
         if self._shape is CHAT:
             value["message"] = _message(text, parser)
             if parser is not None:
-                reason = finish_reason(reason, parser.calls)
+                reason = finish_reason(reason, parser)
         else:
             value["text"] = text if asked.echoes is None else asked.echoes[prompt] + text
         value["logprobs"] = self._logprobs(choice, prompt, token_bytes)

@@ -66,6 +66,11 @@ class AnswerParser:
         """Calls that have begun."""
         return self._calls
 
+    @property
+    def in_call(self) -> bool:
+        """True within a call's arguments: if the text ends there, they are cut off."""
+        return self._step == self._in_arguments and not self._json.ended
+
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now."""
         self._held += text

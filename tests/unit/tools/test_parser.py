@@ -140,13 +140,16 @@ def test_a_call_inside_of_thoughts_is_a_thought() -> None:
 def test_arguments_come_as_they_are_written() -> None:
     form = call_format_named("hermes")
     reader = parser(form)
+    assert not reader.in_call
     assert reader.push('<tool_call>\n{"name": "get') == []
     first = reader.push('_weather", "arguments": {"ci')
     assert isinstance(first[0], CallStart)
     assert (first[0].name, first[1]) == ("get_weather", CallArguments(0, '{"ci'))
     assert reader.push('ty": "a}') == [CallArguments(0, 'ty": "a}')]
+    assert reader.in_call
     assert reader.push('"}}\n</tool') == [CallArguments(0, '"}')]
     assert reader.push("_call>\n") == []
+    assert not reader.in_call
     assert reader.push("Done.") == [TextPart("Done.")]
 
 
