@@ -74,6 +74,11 @@ class GrammarCompiler:
         self._grammars: OrderedDict[Constraint, Grammar] = OrderedDict()  # last used last
         self._chars = 0  # of their sources
 
+    def prepare(self) -> None:
+        """Do now what the first constraint would otherwise wait for, a second for the largest vocabularies.
+        Holds Python's lock meanwhile."""
+        _ = self._vocabulary.trie
+
     @property
     def cached(self) -> int:
         """Compiled constraints that are kept."""
@@ -109,10 +114,13 @@ class GrammarCompiler:
         return grammar
 
     def _compile(self, constraint: Constraint) -> Grammar:
-        source = source_of(constraint, self._vocabulary)
-        matcher = source.grammar
-        if isinstance(matcher, str):
-            matcher = LLMatcher(self._vocabulary.trie, matcher, log_level=0, limits=parser_limits())
+        try:
+            source = source_of(constraint, self._vocabulary)
+            matcher = source.grammar
+            if isinstance(matcher, str):
+                matcher = LLMatcher(self._vocabulary.trie, matcher, log_level=0, limits=parser_limits())
+        except ValueError as error:  # lone surrogates, which have no UTF-8
+            raise RequestError(f"the {constraint.kind} constraint cannot be read: {error}") from error
         if matcher.is_error():
             raise RequestError(f"the {constraint.kind} constraint cannot be enforced: {first_line(matcher)}")
         grammar = Grammar(matcher, source, self._vocabulary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -49,8 +49,8 @@ class Vocabulary:
         with self._lock:
             if self._by_bytes is None:
                 self._by_bytes = {}
-                for index in range(self._known):
-                    self._by_bytes.setdefault(self.tokenizer.token_bytes(index), index)
+                for index, data in enumerate(self._token_bytes()):
+                    self._by_bytes.setdefault(data, index)
             return self._by_bytes.get(text)
 
     def everything(self) -> MaskRow:
@@ -62,9 +62,14 @@ class Vocabulary:
             row[whole] = np.uint32((1 << rest) - 1)
         return row
 
+    def _token_bytes(self) -> Iterator[bytes]:
+        offsets, blob = self.tokenizer.byte_tables()
+        whole, ends = bytes(blob), list(offsets)
+        return (whole[ends[index] : ends[index + 1]] for index in range(self._known))
+
     def _build(self) -> LLTokenizer:
         tokenizer, known = self.tokenizer, self._known
-        tokens = [tokenizer.token_bytes(index) for index in range(known)]
+        tokens = [*self._token_bytes()]
         tokens += [b""] * (self.size - known)
         source = _TokenSource(
             tokens,
@@ -73,11 +78,11 @@ class Vocabulary:
             stop_ids=self.stop_ids,
             encode=self._encode_plain,
         )
-        stops = list(self.stop_ids) or None
+        if not self.stop_ids:
+            raise RequestError("the model has no end token, which constraints need")
         # The slices are classes of tokens whose masks are computed once. Those made for JSON serve all kinds.
-        return LLTokenizer(
-            TokenizerWrapper(source), n_vocab=self.size, eos_token=stops, slices=LLTokenizer.json_slices()
-        )
+        wrapper, slices = TokenizerWrapper(source), LLTokenizer.json_slices()
+        return LLTokenizer(wrapper, n_vocab=self.size, eos_token=list(self.stop_ids), slices=slices)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self._encode(text, parse_special=False)

@@ -238,6 +238,9 @@ def test_exactly_the_valid_values_can_be_written(schema: Any, good: list[Any], b
             "contradicts",
         ),
         ({"oneOf": [True, True]}, "contradicts itself"),
+        ({"enum": [float("nan")]}, "NaN"),
+        ({"minimum": float("inf")}, "Infinity"),
+        ({"const": "\ud800"}, "cannot be read"),
     ],
     ids=str,
 )
@@ -265,6 +268,23 @@ def test_a_name_cannot_hide_behind_an_escape() -> None:
     source = guides("json_schema", '{"type": "object", "properties": {"a": {"type": "integer"}}}')
     assert can_write(source.new(), '{"b": "x"}')
     assert not can_write(source.new(), '{"\\u0061": "x"}')
+
+
+SEVENS = '{"type": "array", "uniqueItems": true, "items": {"not": {"type": "number", "multipleOf": 7}}}'
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 90 + "1" + "]" * 90, "[" + "1" * 4000 + ", 1.5]", "[1e300, -1.5e-300, 0.1]"]
+)
+def test_values_of_any_size_are_tested_without_harm(text: str) -> None:
+    source = guides("json_schema", SEVENS)
+    assert can_write(source.new(), text)
+
+
+def test_values_that_are_too_deep_or_too_long_to_be_tested_do_not_come() -> None:
+    source = guides("json_schema", SEVENS)
+    for text in ("[" * 101 + "]" * 101, "[" + "1" * 5000 + "]"):
+        assert not can_write(source.new(), text)
 
 
 def test_space_is_as_json_dumps_writes_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def compile_schema(text: str, bytes_trie: LLTokenizer, trie: LLTokenizer | None 
     keyword which cannot be enforced.
     """
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"json_schema is not JSON that can be read: {error}") from error
     document, strings = Document(parsed), StringTests(bytes_trie)
@@ -67,7 +68,10 @@ def compile_schema(text: str, bytes_trie: LLTokenizer, trie: LLTokenizer | None 
         form = JSON_FORM
         if _CONTROL.search(json.dumps(rewritten.schema)) is not None:
             form = JSON_FORM_WITH_CONTROLS
-        grammar = json_grammar(rewritten.schema, form)
+        try:
+            grammar = json_grammar(rewritten.schema, form)
+        except ValueError as error:  # characters or numbers that its JSON does not have
+            raise RequestError(f"json_schema cannot be read by llguidance: {error}") from error
         matcher = LLMatcher(trie or bytes_trie, grammar, log_level=0, limits=parser_limits())
         if not matcher.is_error():
             break
@@ -79,6 +83,17 @@ def compile_schema(text: str, bytes_trie: LLTokenizer, trie: LLTokenizer | None 
     tested = bool(rewritten.residue) or form is JSON_FORM_WITH_CONTROLS
     plan = CheckPlan.of(document, strings, rewritten.residue)
     return CompiledSchema(rewritten.schema, form, matcher, plan, tested, _warnings(rewritten))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is too large a number")
+    return value
 
 
 def _explained(problem: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from stoker.api.errors import RequestError
@@ -26,14 +28,16 @@ _OTHERS = frozenset({"type", "enum", "const", "required", "uniqueItems", "depend
 KEYWORDS = COUNTS | NUMBERS | _SCHEMAS | _LISTS | _MAPS | _STRINGS | _OTHERS
 
 _SIBLINGS_IGNORED = re.compile(r"draft-0[3467]\b")  # in these drafts nothing counts beside a $ref
-_ALLOWED = {
-    "type": "null, boolean, integer, number, string, array, object, or a list of them",
-    "enum": "a list",
-    "required": "a list of strings",
-    "uniqueItems": "true or false",
-    "dependentRequired": "an object of lists of strings",
-    "dependencies": "an object of lists of strings and schemas",
-}
+_ALLOWED: Mapping[str, str] = MappingProxyType(
+    {
+        "type": "null, boolean, integer, number, string, array, object, or a list of them",
+        "enum": "a list",
+        "required": "a list of strings",
+        "uniqueItems": "true or false",
+        "dependentRequired": "an object of lists of strings",
+        "dependencies": "an object of lists of strings and schemas",
+    }
+)
 
 
 class Document:

@@ -5,6 +5,7 @@ This is what the rewriting must agree with, and what decides where the grammar a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
@@ -15,7 +16,9 @@ from stoker.grammar.schema.document import Document
 from stoker.grammar.schema.references import Place
 from stoker.grammar.schema.strings import StringTests
 
-MOST_DEPTH = 200  # of schemas applied to one value; beyond it a schema refers to itself for ever
+# Schemas applied inside one another to one value; Python's own stack bears some 180. Values are nested by
+# thirty levels at most in real use, and a schema that refers to itself for ever ends here too.
+MOST_DEPTH = 120
 
 
 class Evaluator:
@@ -31,7 +34,9 @@ class Evaluator:
         self._depth += 1
         try:
             if self._depth > MOST_DEPTH:
-                raise RequestError(f"the schema at {place.at} refers to itself without end")
+                raise RequestError(
+                    f"the schema at {place.at} refers to itself without end, or a value is nested too deeply"
+                )
             keywords = self._document.keywords(place)
             for name in keywords:
                 test = _TESTS.get(name)
@@ -213,6 +218,8 @@ def _exact(value: float) -> Fraction:
 
 
 def _is_multiple(value: Any, step: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999 as Python reads it
+        return False
     return (_exact(value) / _exact(step)).denominator == 1
 
 

@@ -8,8 +8,9 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 _SPACE = b" \t\r\n"
-_OPENING = {ord("{"): dict, ord("["): list}
+_OPENING = b"{["
 _CLOSING = b"}]"
+MOST_OPEN = 100  # values inside one another; a text that would go deeper is refused
 _WORDS = (b"null", b"true", b"false")
 
 
@@ -86,8 +87,15 @@ class Reader:
     def end(self, listener: Listener) -> bool:
         """The text ends here."""
         if self._state is _State.NUMBER and not self.frames:
-            return self._complete(json.loads(self._text), listener)
+            return self._number(listener)
         return True
+
+    def _number(self, listener: Listener) -> bool:
+        try:
+            value = json.loads(self._text)
+        except ValueError:  # of thousands of digits, which Python does not read
+            return False
+        return self._complete(value, listener)
 
     def _byte(self, byte: int, listener: Listener) -> bool:
         state = self._state
@@ -97,7 +105,7 @@ class Reader:
             if byte in b"0123456789+-.eE":
                 self._text.append(byte)
                 return True
-            if not self._complete(json.loads(self._text), listener):
+            if not self._number(listener):
                 return False
             state = self._state
         if state is _State.WORD:
@@ -121,7 +129,9 @@ class Reader:
 
     def _begin(self, byte: int, state: _State, listener: Listener) -> bool:
         if byte in _OPENING:
-            self.frames.append(Frame(_OPENING[byte]()))
+            if len(self.frames) == MOST_OPEN:
+                return False
+            self.frames.append(Frame({} if byte == ord("{") else []))
             self._state = _State.NAME if byte == ord("{") else _State.VALUE
             return listener.opened(self, "object" if byte == ord("{") else "array")
         self._text = bytearray([byte])
