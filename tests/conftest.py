@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from stoker.api.errors import ModelNotFoundError
 from stoker.weights.sources import KNOWN_MODELS
 from stoker.weights.store import resolve
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_state_of_the_users() -> Iterator[None]:
+    """Servers that tests start keep nothing, unless they say where: never run somebody's own batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOKER_STATE", "none")
+        yield
 
 
 def _model_path(name: str) -> Path:

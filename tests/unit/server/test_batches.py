@@ -577,20 +577,20 @@ def test_a_bug_of_ours_is_tried_again_and_then_told(
 def test_the_database_goes_away_under_a_batch_and_comes_back(tmp_path: Path) -> None:
     path, away = tmp_path / "state.db", tmp_path / "away.db"
     with serving(tmp_path, slow()) as served:
-        batch_id = begin(served, [line(f"c{i}") for i in range(300)])
+        batch_id = begin(served, [line(f"c{i}") for i in range(1200)])
         wait_for(served, batch_id, some_done)
         shutil.move(path, away)
         gone = served.get(f"/v1/batches/{batch_id}")
         assert (gone.status_code, gone.json()["error"]["code"]) == (503, "unavailable")
         assert "retry-after" in gone.headers
         asked = len(served.host.model.requests)
-        until(lambda: len(served.host.model.requests) == 300)  # it runs on
-        assert asked < 300
+        until(lambda: len(served.host.model.requests) == 1200)  # it runs on
+        assert asked < 1200
         time.sleep(0.3)
         shutil.move(away, path)
         batch = wait_for(served, batch_id)
-        assert batch["request_counts"] == {"total": 300, "completed": 300, "failed": 0}
-        assert len(served.host.model.requests) == 300
+        assert batch["request_counts"] == {"total": 1200, "completed": 1200, "failed": 0}
+        assert len(served.host.model.requests) == 1200
 
 
 def test_a_full_disk_holds_a_batch_up_and_loses_nothing(

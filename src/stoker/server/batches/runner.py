@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from stoker.state import State, StoredBatch
 
 _LOGGER = logging.getLogger("stoker.server")
-# Enough to fill the engine's steps; more would only hold memory, since lines go on when one ends.
-_LINES_AT_ONCE = 32
+# As many sequences as an engine takes into a step; more would only wait there.
+_LINES_AT_ONCE = 64
 _BATCHES_AT_ONCE = 8
 _LOOK_S = 5.0  # for batches that another process has left behind, and for a database that is back
 _CLEAN_S = 3600.0
