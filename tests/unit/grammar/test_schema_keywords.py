@@ -192,6 +192,17 @@ CASES: list[tuple[Any, list[Any], list[Any]]] = [
         ["ab"],
         [1],
     ),
+    (
+        {
+            "$ref": "urn:a:b",
+            "$defs": {"x": {"$id": "urn:a:b", "$ref": "#/$defs/y", "$defs": {"y": {"type": "null"}}}},
+        },
+        [None],
+        [1],
+    ),
+    ({"$defs": {"n": {"$dynamicAnchor": "n", "type": "null"}}, "$dynamicRef": "#n"}, [None], [1]),
+    ({"type": "array", "items": {"$recursiveRef": "#"}}, [[], [[], [[]]]], [[1]]),
+    ({"multipleOf": 1e-12, "type": "number"}, [1, 0.5], []),
     # tests on values inside branches that the type tells apart
     ({"anyOf": [{"type": "array", "uniqueItems": True}, {"type": "null"}]}, [None, [1]], [[1, 1]]),
     (
@@ -227,6 +238,17 @@ def test_exactly_the_valid_values_can_be_written(schema: Any, good: list[Any], b
         ({"$ref": "http://example.com/other.json"}, "references within it"),
         ({"$ref": "#"}, "nothing but itself"),
         ({"pattern": "(a)\\1"}, "pattern at #"),
+        (
+            {
+                "$ref": "#/$defs/a",
+                "$defs": {
+                    "a": {"items": {"$dynamicRef": "#x"}},
+                    "b": {"$dynamicAnchor": "x"},
+                    "c": {"$id": "http://x/", "$dynamicAnchor": "x"},
+                },
+            },
+            "depends on how one comes there",
+        ),
         ({"pattern": "a(?<=b)c"}, "pattern at #"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "contradicts itself"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "contradicts itself"),

@@ -28,6 +28,7 @@ from stoker.grammar.schema.strings import (
 _RELAXING = (
     ("min/maxProperties only supported", frozenset({"minProperties"})),
     ("patternProperty regexes", frozenset({"patternProperties"})),
+    ("'multipleOf'", frozenset({"multipleOf"})),
 )
 _CONTROL = re.compile(r"\\u00[01][0-9a-f]|\x7f")  # in JSON: a character that only \u can write
 MOST_PLACES_SAID = 8  # of one keyword in a warning

@@ -48,7 +48,10 @@ class Document:
             raise RequestError(f"json_schema is {schema!r:.60}; allowed: an object, true or false")
         dialect = schema.get("$schema") if isinstance(schema, dict) else None
         self._siblings_ignored = isinstance(dialect, str) and bool(_SIBLINGS_IGNORED.search(dialect))
-        self._references = References(schema if isinstance(schema, dict) else {"allOf": [schema]})
+        self._references = References(
+            schema if isinstance(schema, dict) else {"allOf": [schema]},
+            siblings_ignored=self._siblings_ignored,
+        )
         self.root = self._references.root
         self._keywords: dict[int, dict[str, Any]] = {}  # by id of the schema, which the root keeps alive
 
@@ -63,7 +66,9 @@ class Document:
             if id(place.schema) in seen:
                 raise RequestError(f"$ref at {place.at} refers to nothing but itself")
             seen.add(id(place.schema))
-            place = self._references.follow(place, self.keywords(place)["$ref"])
+            static = "$ref" in place.schema
+            step = self._references.follow if static else self._references.follow_dynamic
+            place = step(place, self.keywords(place)["$ref"])
             if set(self.keywords(place)) != {"$ref"}:
                 return place
 

@@ -25,7 +25,11 @@ class Place:
 class References:
     """The index of one document. Raises RequestError for one that is nested too deeply."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, *, siblings_ignored: bool = False) -> None:
+        self._siblings_ignored = siblings_ignored  # beside a $ref, an $id among them
+        self._dynamic: dict[
+            str, int
+        ] = {}  # how often a name is given to a place that depends on the way to it
         self._found: dict[str, Place] = {}
         self.root = Place(root, self._base("", root), "#")
         self._found[""] = self.root
@@ -36,6 +40,9 @@ class References:
             for word in ("$anchor", "$dynamicAnchor"):
                 if isinstance(schema.get(word), str):
                     self._found.setdefault(f"{place.base}#{schema[word]}", place)
+                    self._dynamic[schema[word]] = self._dynamic.get(schema[word], 0) + 1
+            if schema.get("$recursiveAnchor") is True:
+                self._dynamic[""] = self._dynamic.get("", 0) + 1
             for word in ("$id", "id"):  # draft 4 to 7 name anchors so
                 name = schema.get(word)
                 if isinstance(name, str) and name.startswith("#") and len(name) > 1:
@@ -46,10 +53,23 @@ class References:
         at = "/".join([place.at, *(str(step).replace("~", "~0").replace("/", "~1") for step in steps)])
         return Place(schema, self._base(place.base, schema), at)
 
+    def follow_dynamic(self, place: Place, reference: str) -> Place:
+        """What a $dynamicRef or $recursiveRef means where that does not depend on the way to it.
+
+        Raises RequestError where it does.
+        """
+        name = reference.rpartition("#")[2]
+        if self._dynamic.get(name, 0) > 1 or (not name and len({x.base for x in self._found.values()}) > 1):
+            raise RequestError(
+                f"{reference!r:.80} at {place.at} depends on how one comes there: not supported"
+            )
+        return self.follow(place, reference)
+
     def follow(self, place: Place, reference: str) -> Place:
         """What a $ref at `place` means. Raises RequestError if it leads nowhere in the document."""
         try:
-            uri, fragment = urldefrag(urljoin(place.base, reference))
+            whole = reference if not reference.startswith("#") else place.base + reference
+            uri, fragment = urldefrag(urljoin(place.base, whole))  # which loses a base that is a URN
         except ValueError as error:
             raise RequestError(f"$ref at {place.at} is {reference!r:.200}, which is no reference") from error
         target = self._found.get(uri)
@@ -93,9 +113,8 @@ class References:
                 inner = [self.child(place, value, at) for at, value in enumerate(schema)]
             todo += [(p, depth + 1) for p in reversed(inner) if isinstance(p.schema, (dict, list))]
 
-    @staticmethod
-    def _base(outer: str, schema: Any) -> str:
-        if not isinstance(schema, dict):
+    def _base(self, outer: str, schema: Any) -> str:
+        if not isinstance(schema, dict) or (self._siblings_ignored and "$ref" in schema):
             return outer
         name = schema.get("$id", schema.get("id"))
         if not isinstance(name, str) or name.startswith("#"):

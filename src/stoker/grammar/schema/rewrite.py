@@ -243,7 +243,7 @@ class Rewriter:
         for word in _PLAIN_ORDER:
             if word in keywords:
                 value = keywords[word]
-                if _is_exact(value):
+                if _is_exact(value) and word not in self.relaxed:
                     base[word] = value
                     continue
                 self.leave(place, word)
