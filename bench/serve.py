@@ -135,7 +135,17 @@ def main() -> None:
 def _open_servers(options: argparse.Namespace) -> list[Server]:
     logs = Path(options.logs)
     logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "stoker", "serve", options.model, "--threads", str(options.threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "stoker",
+        "serve",
+        options.model,
+        "--state",
+        "none",
+        "--threads",
+        str(options.threads),
+    ]
     servers = [Server("stoker serve", __version__, command, quiet_log=logs / "stoker.log")]
     python, model = os.environ.get("STOKER_BENCH_VLLM_PYTHON"), os.environ.get("STOKER_BENCH_VLLM_MODEL")
     if python and model:

@@ -208,7 +208,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int, default=8417)
     asked = parser.parse_args()
-    command = [sys.executable, "-m", "stoker", "serve", asked.model, "--port", str(asked.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "stoker",
+        "serve",
+        asked.model,
+        "--state",
+        "none",
+        "--port",
+        str(asked.port),
+    ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{asked.port}"
     try:
