@@ -9,7 +9,7 @@ from typing import Literal
 from stoker.api.constraint import Thinking
 from stoker.api.errors import EngineError
 from stoker.grammar.checked import CheckedGuide
-from stoker.grammar.guide import FreeGuide, MaskRow, set_bits, unset_bits
+from stoker.grammar.guide import FreeGuide, MaskRow, set_bits
 from stoker.grammar.matching import GrammarGuide
 from stoker.grammar.vocabulary import Vocabulary
 
@@ -29,11 +29,10 @@ class ThinkingMarks:
     begun: bool
     budget_tokens: int | None
     closing_ids: tuple[int, ...]  # `closing` and the end mark
-    end_ids: tuple[int, ...]
     # Per number of bytes of the begin mark that are there: the tokens that bring more of it and nothing else.
     begin_steps: tuple[tuple[int, ...], ...]
     newline_ids: tuple[int, ...]
-    thoughts_mask: MaskRow  # all but the end of the answer
+    thoughts_mask: MaskRow  # all but control tokens, of which only the end mark may come
     vocabulary: Vocabulary
 
     @classmethod
@@ -44,8 +43,9 @@ class ThinkingMarks:
         steps = [() if whole is not None else _steps(begin[at:], vocabulary) for at in range(len(begin))]
         if whole is not None:
             steps[0] = (whole,)
-        everything = vocabulary.everything()
-        unset_bits(everything, vocabulary.stop_ids)
+        end_ids = vocabulary.continue_text(thinking.end)
+        thoughts_mask = vocabulary.text_mask.copy()
+        set_bits(thoughts_mask, (index for index in end_ids if index not in vocabulary.stop_ids))
         newlines = (vocabulary.token_of(text) for text in (b"\n", b"\n\n"))
         return cls(
             begin=begin,
@@ -53,10 +53,9 @@ class ThinkingMarks:
             begun=thinking.begun,
             budget_tokens=thinking.budget_tokens,
             closing_ids=tuple(vocabulary.continue_text(thinking.closing + thinking.end)),
-            end_ids=tuple(vocabulary.continue_text(thinking.end)),
             begin_steps=tuple(steps),
             newline_ids=tuple(index for index in newlines if index is not None),
-            thoughts_mask=everything,
+            thoughts_mask=thoughts_mask,
             vocabulary=vocabulary,
         )
 

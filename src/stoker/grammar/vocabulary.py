@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from stoker.api.errors import RequestError
-from stoker.grammar.guide import MASK_BITS, MaskRow, mask_words
+from stoker.grammar.guide import MASK_BITS, MaskRow, mask_words, unset_bits
 from stoker.tokenizer import Tokenizer
 
 _GUARD = "\x02"  # no text has it, and no vocabulary a token of more than it
@@ -53,13 +54,16 @@ class Vocabulary:
                     self._by_bytes.setdefault(data, index)
             return self._by_bytes.get(text)
 
-    def everything(self) -> MaskRow:
-        """A mask of all tokens that the tokenizer knows."""
+    @cached_property
+    def text_mask(self) -> MaskRow:
+        """A mask of all tokens that are text: the tokenizer knows them, and they are no control tokens."""
         row = np.zeros(self.words, dtype=np.uint32)
         whole, rest = divmod(self._known, MASK_BITS)
         row[:whole] = np.uint32(0xFFFFFFFF)
         if rest:
             row[whole] = np.uint32((1 << rest) - 1)
+        unset_bits(row, (index for index in self.tokenizer.special_ids if index < self._known))
+        unset_bits(row, self.stop_ids)
         return row
 
     def _token_bytes(self) -> Iterator[bytes]:

@@ -123,6 +123,8 @@ def test_thoughts_do_not_end_the_text_before_a_constraint_is_met() -> None:
     guide = guides("regex", "a", thinking=replace(TOKEN, begun=True)).new()
     assert not set(tokenizer.stop_ids) & set(allowed(guide, tokenizer))
     assert guide.refuses(tokenizer.stop_ids[0])
+    assert tokenizer.token_id("[CALLS]") not in allowed(guide, tokenizer), "nor have control tokens in them"
+    assert tokenizer.token_id("</think>") in allowed(guide, tokenizer)
     free = guides(thinking=replace(TOKEN, begun=True)).new()
     assert not free.refuses(tokenizer.stop_ids[0])
 
