@@ -133,7 +133,8 @@ def to_rust(pattern: str) -> str:
             in_class = True
             if pattern[at + 1 : at + 2] == "^":
                 char, at = "[^", at + 1
-                if _RISKY_CLASS.match(pattern, at + 1) is not None:
+                done = pattern.startswith("\\x00", at + 1)
+                if not done and _RISKY_CLASS.match(pattern, at + 1) is not None:
                     char = "[^\\x00"
         elif char == "{" and _QUANTIFIER.match(pattern, at) is None:
             char = "\\{"
