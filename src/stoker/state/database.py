@@ -187,7 +187,7 @@ def _engine(location: StateLocation) -> Engine:
         return engine
     url = _postgresql_url(location.url or "")
     try:
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             url,
             pool_size=_READERS + 1,
             pool_pre_ping=True,  # a connection that has died while it lay in the pool is replaced
@@ -195,8 +195,8 @@ def _engine(location: StateLocation) -> Engine:
             connect_args={
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "application_name": "stoker",
-                "options": "-c statement_timeout=60000 -c lock_timeout=30000",
-                "tcp_user_timeout": 10_000,
+                "tcp_user_timeout": 10_000,  # of a network that swallows everything
+                "prepare_threshold": None,  # a pooler between (PgBouncer) may hand out another connection
             },
         )
     except ModuleNotFoundError as error:
@@ -204,6 +204,8 @@ def _engine(location: StateLocation) -> Engine:
             f"PostgreSQL needs the package psycopg, which is not installed ({error})",
             hint='pip install "stoker[postgresql]"',
         ) from error
+    event.listen(engine, "begin", _begin_postgresql)
+    return engine
 
 
 def _postgresql_url(text: str) -> URL:
@@ -233,6 +235,11 @@ def _connect_sqlite(path: Path) -> sqlite3.Connection:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, True)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # For this transaction only, and not as a start-up option, which poolers refuse.
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 60000; SET LOCAL lock_timeout = 30000")
 
 
 def _make_sqlite_file(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -59,8 +60,25 @@ def locate_state(given: str | None, *, folder: Path | None = None) -> StateLocat
     if scheme in _POSTGRESQL:
         if default is None:
             raise RequestError("there is no home folder to keep files in", hint="name one with STOKER_HOME")
+        _check_postgresql(given)
         return StateLocation(default / _files_of(rest), url=f"postgresql+psycopg://{rest}")
     raise RequestError(f"--state is a URL of {scheme!r:.40}; allowed: {_ALLOWED}")
+
+
+def _check_postgresql(url: str) -> None:
+    """What can be told before anything is opened. No part of the URL is repeated: it may hold a password."""
+    try:
+        urlsplit(url).port  # noqa: B018  # its check is wanted
+    except ValueError as error:
+        raise RequestError(
+            "--state is no URL of a database; allowed: postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+            hint="write / and @ in a password as %2F and %40",
+        ) from error
+    if importlib.util.find_spec("psycopg") is None:
+        raise RequestError(
+            "PostgreSQL needs the package psycopg, which is not installed",
+            hint='pip install "stoker[postgresql]"',
+        )
 
 
 def _files_of(rest: str) -> str:

@@ -400,6 +400,12 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RequestError, match="allowed") as found:
             locate_state(wrong)
         assert "secret" not in str(found.value)
+    with pytest.raises(RequestError, match="PORT") as found:
+        locate_state("postgresql://ann:secret@host:port/db", folder=tmp_path)
+    assert "secret" not in str(found.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="psycopg"):
+        locate_state("postgresql://host/db", folder=tmp_path)
     with pytest.raises(RequestError):
         Database(StateLocation(tmp_path, url="postgresql+psycopg://a:b:c:d@:x/"))
 
