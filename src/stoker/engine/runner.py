@@ -12,7 +12,7 @@ from stoker.api.errors import StokerError
 from stoker.cache.blocks import BlockPool
 from stoker.engine.masks import Masks
 from stoker.engine.plan import Chunk, StepPlan
-from stoker.engine.sequence import Purpose, Sequence
+from stoker.engine.sequence import CONSTRAINT_FAULT, Purpose, Sequence, fault_of
 from stoker.grammar.guide import Guide, MaskRow
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
@@ -90,16 +90,22 @@ class Runner:
             result.token_ids[row] = -1
         if asked.forced_token is not None or guide.free:
             return
-        banned = asked.banned_ids
-        while (token_id := int(result.token_ids[row])) >= 0 and guide.refuses(token_id):
-            if len(banned) >= _MOST_REFUSED:
-                sequence.fault = f"{len(banned)} tokens were tried, and each would break the constraint"
-                result.token_ids[row] = -1
-                return
-            banned += (token_id,)
-            again = self._sampler.sample(logits[row : row + 1], [asked._replace(banned_ids=banned)])
-            result.token_ids[row] = again.token_ids[0]
-            result.logprobs[row] = again.logprobs[0]
+        refused: tuple[int, ...] = ()
+        try:
+            while (token_id := int(result.token_ids[row])) >= 0 and guide.refuses(token_id):
+                refused += (token_id,)
+                if len(refused) > _MOST_REFUSED:
+                    result.token_ids[row] = -1
+                    break
+                banned = asked.banned_ids + refused
+                again = self._sampler.sample(logits[row : row + 1], [asked._replace(banned_ids=banned)])
+                result.token_ids[row] = again.token_ids[0]
+                result.logprobs[row] = again.logprobs[0]
+        except StokerError as error:  # of this choice alone
+            sequence.fault = fault_of(error)
+            result.token_ids[row] = -1
+        if result.token_ids[row] < 0 and sequence.fault is None and np.isfinite(logits[row]).any():
+            sequence.fault = _nothing_left(len(refused))
 
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
         """The step as every interpreter takes it; `sequences` in the order of the plan's chunks."""
@@ -185,9 +191,14 @@ def _guided_row(sequence: Sequence, guide: Guide, mask: MaskRow | StokerError | 
     if forced:
         return row._replace(forced_token=forced[0])
     if isinstance(mask, StokerError):
-        sequence.fault = mask.message
+        sequence.fault = fault_of(mask)
         return row
     return row if mask is None else row._replace(allowed_mask=mask)
+
+
+def _nothing_left(refused: int) -> str:
+    tried = f"{refused} tokens were tried and complete what must not be" if refused else "all are banned"
+    return f"{CONSTRAINT_FAULT} leaves no token that may come next: {tried}"
 
 
 def _score_rows(sequence: Sequence, chunk: Chunk) -> list[SampleRow]:

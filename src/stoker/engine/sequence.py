@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from stoker.api.errors import StokerError
+from stoker.api.errors import RequestError, StokerError
 from stoker.api.events import FinishReason
 from stoker.cache.blocks import BlockTable
 from stoker.engine.pooling import PooledStates
@@ -17,6 +17,9 @@ from stoker.kernels.program import Int32
 from stoker.sampling.rows import PackedParams
 
 _FIRST_CAPACITY = 256  # ids kept beyond the prompt before the buffer doubles; most answers are shorter
+
+
+CONSTRAINT_FAULT: Final = "the constraint"  # how every fault of what a request demands begins
 
 
 class Purpose(Enum):
@@ -174,7 +177,7 @@ class Sequence:
                 written.append(forced_id)
                 guide.push(forced_id)
         except StokerError as error:  # of this choice alone
-            self.finish_reason, self.stop_reason = "error", error.message
+            self.finish_reason, self.stop_reason = "error", fault_of(error)
             return tuple(written)
         if guide.finished and not self.ended_by_token:
             self.finish_reason = "stop"  # also at the limit: nothing is missing
@@ -203,3 +206,11 @@ class Sequence:
             self.stop_reason = token_id if token_id in self.params.stop_token_ids else None
         elif known + 1 == self.limit:
             self.finish_reason = "length"
+
+
+def fault_of(error: StokerError) -> str:
+    """What a guide's error is called as a choice's end: the request's own faults begin alike, so that whoever
+    answers can tell them from ours."""
+    if not isinstance(error, RequestError) or error.message.startswith(CONSTRAINT_FAULT):
+        return error.message
+    return f"{CONSTRAINT_FAULT} cannot be followed further: {error.message}"

@@ -30,11 +30,14 @@ class ScriptedGuide:
 
     thought_tokens = 0
 
-    def __init__(self, first: tuple[int, ...] = (), faulty_at: int | None = None) -> None:
+    def __init__(
+        self, first: tuple[int, ...] = (), faulty_at: int | None = None, refuses_from: int | None = None
+    ) -> None:
         self.forced = first
         self.tokens: list[int] = []
         self.masks = 0
         self._faulty_at = faulty_at
+        self._refuses_from = refuses_from
 
     @property
     def free(self) -> bool:
@@ -54,6 +57,10 @@ class ScriptedGuide:
         self.masks += 1
 
     def refuses(self, token_id: int) -> bool:
+        if self._refuses_from is not None and len(self.tokens) >= self._refuses_from:
+            if token_id % 4 == 0:
+                raise RequestError("the value is nested too deeply")
+            return True
         return token_id == 20
 
     def push(self, token_id: int) -> None:
@@ -72,12 +79,14 @@ class ScriptedGuides:
 
     warnings = ("one was relaxed",)
 
-    def __init__(self, first: tuple[int, ...] = (), faulty_at: int | None = None) -> None:
+    def __init__(
+        self, first: tuple[int, ...] = (), faulty_at: int | None = None, refuses_from: int | None = None
+    ) -> None:
         self.made: list[ScriptedGuide] = []
-        self._first, self._faulty_at = first, faulty_at
+        self._first, self._faulty_at, self._refuses_from = first, faulty_at, refuses_from
 
     def new(self) -> ScriptedGuide:
-        self.made.append(ScriptedGuide(self._first, self._faulty_at))
+        self.made.append(ScriptedGuide(self._first, self._faulty_at, self._refuses_from))
         return self.made[-1]
 
 
@@ -192,7 +201,24 @@ def test_a_fault_ends_one_choice(spare_core: bool) -> None:
     engine.add("good", [4, 5], asked, seed=12, guides=ScriptedGuides())
     found = collect(engine)
     assert found["bad", 0][-1].sequence.finish_reason == "error"
-    assert found["bad", 0][-1].sequence.stop_reason == "the grammar is too complex here"
+    reason = "the constraint cannot be followed further: the grammar is too complex here"
+    assert found["bad", 0][-1].sequence.stop_reason == reason
+    assert tokens_of(found["good", 0]) == alone([4, 5], 12)
+    assert engine.pool.held == 0
+
+
+@pytest.mark.parametrize("logit_bias", [{}, dict.fromkeys(range(0, VOCABULARY, 4), -float("inf"))])
+def test_a_fault_of_a_refusal_ends_one_choice(logit_bias: dict[int, float]) -> None:
+    """An error while a token is looked at, or no token that is not refused: whoever else is there goes on."""
+    engine = new_engine()
+    asked = SamplingParams(constraint=CONSTRAINED, logit_bias=logit_bias)
+    engine.add("bad", [4, 5], asked, seed=12, guides=ScriptedGuides(refuses_from=1))
+    engine.add("good", [4, 5], SamplingParams(constraint=CONSTRAINED), seed=12, guides=ScriptedGuides())
+    found = collect(engine)
+    end = found["bad", 0][-1].sequence
+    assert end.finish_reason == "error"
+    assert str(end.stop_reason).startswith("the constraint")
+    assert ("nested too deeply" in str(end.stop_reason)) == (not logit_bias)
     assert tokens_of(found["good", 0]) == alone([4, 5], 12)
     assert engine.pool.held == 0
 
