@@ -113,9 +113,18 @@ class GrammarCompiler:
                 self._chars -= _chars(oldest)
         return grammar
 
+    def _source(self, constraint: Constraint) -> Source:
+        """Its errors say what they are about, so that whoever asked can name the field."""
+        try:
+            return source_of(constraint, self._vocabulary)
+        except RequestError as error:
+            if "schema" in error.message or "constraint" in error.message:
+                raise
+            raise RequestError(f"{constraint.kind}: {error.message}", hint=error.hint) from error
+
     def _compile(self, constraint: Constraint) -> Grammar:
         try:
-            source = source_of(constraint, self._vocabulary)
+            source = self._source(constraint)
             matcher = source.grammar
             if isinstance(matcher, str):
                 matcher = LLMatcher(self._vocabulary.trie, matcher, log_level=0, limits=parser_limits())

@@ -78,3 +78,20 @@ def test_guides_of_one_source_do_not_disturb_each_other(compiler: GrammarCompile
         first.push(token_id)
     assert can_write(second, "bc")
     assert can_write(first, "bc")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"type": "strin"}',
+        '{"$ref": "#"}',
+        '{"pattern": "("}',
+        '{"pattern": "a(?=b)"}',
+        '{"minLength": -1}',
+        '{"required": 3}',
+    ],
+)
+def test_a_refusal_says_that_it_is_about_the_schema(compiler: GrammarCompiler, schema: str) -> None:
+    """Dialects tell by that which field to name."""
+    with pytest.raises(RequestError, match="schema"):
+        compiler.guides(SamplingParams(constraint=Constraint("json_schema", schema)))
