@@ -29,6 +29,8 @@ class EngineStats:
     preemptions: int = 0
     prompt_tokens: int = 0  # of requests taken
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # guessed, and verified beside a stream's next token
+    accepted_tokens: int = 0  # of these, what the model said as well
     prefix_queries_tokens: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits_tokens: int = 0  # of these found, in memory or on disk
     disk_hits_tokens: int = 0  # of these read from disk

@@ -5,7 +5,7 @@ Owns the block pool, the scheduler and, through the interpreter, the KV blocks. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,12 +21,13 @@ from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Cl
 from stoker.engine.plan import StepPlan
 from stoker.engine.pooling import PooledStates
 from stoker.engine.runner import Runner, Samples
-from stoker.engine.scheduler import Output, Scheduler, SchedulerOptions
+from stoker.engine.scheduler import NO_DRAFTS, Output, Scheduler, SchedulerOptions
 from stoker.engine.sequence import DEFAULT_STANDING, Purpose, Sequence, Standing
 from stoker.grammar.guide import Guides
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
+from stoker.speculation import Drafters, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
 _SAVED_AT_END = 2048  # blocks: about a second of writing, 32 000 tokens
@@ -55,8 +56,9 @@ class Engine:
         *,
         tier: DiskTier | None = None,
         journal: Journal | None = None,
+        drafters: Iterable[Drafters] = (),
     ) -> None:
-        """`journal`, if given, is told all that happens, steps before they are committed. `tier` keeps what
+        """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is told all that happens, steps before they are committed. `tier` keeps what
         leaves the prefix cache."""
         self.vocabulary = interpreter.vocabulary
         self.block_bytes = interpreter.block_bytes
@@ -68,6 +70,8 @@ class Engine:
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
+        offered = tuple(drafters)
+        self._speculator = Speculator(offered, self.budget.cost) if offered else None
         self._tier = tier
         self._journal = journal
         self._arrivals = 0
@@ -187,14 +191,32 @@ class Engine:
         If the model fails, all open requests are dropped, so that the engine stays usable, and `EngineError`
         (`CapacityError` if memory ran out) is raised from the cause.
         """
-        return self._advance(self.budget.tokens(*self.scheduler.load))[1]
+        budget_tokens = self.budget.tokens(*self.scheduler.load)
+        drafts = {} if self._speculator is None else self._draft(self._speculator, budget_tokens)
+        return self._advance(budget_tokens, drafts)[1]
 
-    def step_planned(self, budget_tokens: int) -> StepPlan:
-        """A step with a given budget, as `step` otherwise; its plan."""
-        return self._advance(budget_tokens)[0]
+    def step_planned(
+        self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS
+    ) -> StepPlan:
+        """A step with a given budget and given drafts by sequence, as `step` otherwise; its plan."""
+        return self._advance(budget_tokens, drafts)[0]
 
-    def _advance(self, budget_tokens: int) -> tuple[StepPlan, list[Output]]:
-        plan = self.scheduler.plan(budget_tokens)
+    def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...]]:
+        """What to verify in the next step, if it is one of streams only."""
+        streams = [
+            Stream(s.number, s.namespace, s.ids, s.limit - s.known - 1)
+            for s in self.scheduler.decoding()
+            if s.guide is None
+        ]
+        if not streams:
+            return {}
+        room = min(budget_tokens, self.options.scheduler.logit_rows) - self.scheduler.running
+        return speculator.draft(streams, most_tokens=room)
+
+    def _advance(
+        self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]]
+    ) -> tuple[StepPlan, list[Output]]:
+        plan = self.scheduler.plan(budget_tokens, drafts)
         if not plan.chunks:
             if self._open:
                 raise EngineError(f"step {plan.step} plans nothing, but {len(self._open)} requests are open")
@@ -218,10 +240,18 @@ class Engine:
         self._generated_tokens += sum(
             1 + len(output.written) for output in outputs if output.token_id is not None
         )
+        if self._speculator is not None and drafts:
+            self._judge(self._speculator, plan, outputs)
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)
         return plan, outputs
+
+    def _judge(self, speculator: Speculator, plan: StepPlan, outputs: list[Output]) -> None:
+        written = {output.sequence.number: len(output.written) for output in outputs}
+        for chunk in plan.chunks:
+            if chunk.draft:
+                speculator.judge(chunk.number, len(chunk.draft), written[chunk.number])
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""
@@ -243,6 +273,8 @@ class Engine:
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            drafted_tokens=0 if self._speculator is None else self._speculator.drafted_tokens,
+            accepted_tokens=0 if self._speculator is None else self._speculator.accepted_tokens,
             prefix_queries_tokens=tree.queries_tokens,
             prefix_hits_tokens=tree.hits_tokens,
             disk_hits_tokens=tree.disk_hits_tokens,
@@ -268,6 +300,8 @@ class Engine:
         if self._journal is not None and request_id in self._open:
             self._journal(Aborted(request_id))
         for sequence in self._open.pop(request_id, []):
+            if self._speculator is not None:
+                self._speculator.forget(sequence.number)
             self.scheduler.close(sequence, "abort")
 
     def abort_all(self) -> None:
@@ -303,6 +337,8 @@ class Engine:
         self._open[request_id] = list(choices)
 
     def _forget(self, sequence: Sequence) -> None:
+        if self._speculator is not None:
+            self._speculator.forget(sequence.number)
         remaining = self._open.get(sequence.request_id, [])
         remaining.remove(sequence)
         if not remaining:

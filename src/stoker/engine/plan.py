@@ -18,7 +18,8 @@ class Chunk(NamedTuple):
     number: int  # of the sequence
     start: int
     tokens: int
-    rows: int  # 1: its next token is sampled; 0: more of the prompt follows; else what is scored
+    rows: int  # 1: its next token is sampled; 0: more of the prompt follows; else what is scored or verified
+    draft: tuple[int, ...] = ()  # the chunk's last tokens, if they are not known but guessed
 
     @property
     def end(self) -> int:

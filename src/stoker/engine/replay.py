@@ -75,12 +75,16 @@ def replay(
     again = Engine(model, model, engine.options)
     for entry in entries:
         if isinstance(entry, Stepped):
-            plan = again.step_planned(entry.plan.budget_tokens)
+            plan = again.step_planned(entry.plan.budget_tokens, _drafts(entry.plan))
             if plan != entry.plan:
                 raise EngineError(f"step {entry.plan.step} was {entry.plan}, and is {plan} in the replay")
             yield plan
         else:
             _apply(again, entry, guides_of)
+
+
+def _drafts(plan: StepPlan) -> dict[int, tuple[int, ...]]:
+    return {chunk.number: chunk.draft for chunk in plan.chunks if chunk.draft}
 
 
 def _apply(

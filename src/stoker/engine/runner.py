@@ -69,7 +69,7 @@ class Runner:
                 rows += _score_rows(sequence, chunk)
                 continue
             if sequence.guide is None:
-                rows.append(_row(sequence))
+                rows += [_row(sequence, ahead) for ahead in range(len(chunk.draft) + 1)]
                 continue
             guided.append((len(rows), sequence))
             rows.append(_guided_row(sequence, sequence.guide, allowed.get(sequence.number)))
@@ -110,7 +110,7 @@ class Runner:
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
         """The step as every interpreter takes it; `sequences` in the order of the plan's chunks."""
         count = len(sequences)
-        _, starts, tokens, rows = zip(*plan.chunks, strict=True)
+        _, starts, tokens, rows, _ = zip(*plan.chunks, strict=True)
         columns = -(-(max(map(add, starts, tokens))) // BLOCK_TOKENS)
         table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
         block_tables = self._pool.batch_tables(table_rows, columns)
@@ -143,7 +143,7 @@ def _mixed_batch(chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tab
     positions = np.arange(len(offsets), dtype=np.int32) + offsets
     ends = query_start[1:].tolist()
     return Batch(
-        token_ids=np.concatenate([s.ids[c.start : c.end] for s, c in zip(sequences, chunks, strict=True)]),
+        token_ids=np.concatenate([s.peek(c.start, c.end) for s, c in zip(sequences, chunks, strict=True)]),
         positions=positions,
         query_start=query_start,
         kv_tokens=starts + counts,
@@ -174,14 +174,16 @@ def _pool(chunks: tuple[Chunk, ...], sequences: list[Sequence], states: Float32)
             begin = end
 
 
-def _row(sequence: Sequence) -> SampleRow:
+def _row(sequence: Sequence, ahead: int = 0) -> SampleRow:
+    """The row of the next token, or of one that comes after so many guessed ones."""
     packed = sequence.packed
     banned: tuple[int, ...] = ()
-    if packed.params.min_tokens and sequence.output_tokens < packed.params.min_tokens:
+    if packed.params.min_tokens and sequence.output_tokens + ahead < packed.params.min_tokens:
         banned = tuple(sorted(sequence.stop_ids))
+    known = sequence.known + ahead
     if packed.needs_history:
-        return SampleRow(packed, sequence.known, sequence.ids, sequence.prompt, banned)
-    return SampleRow(packed, sequence.known, None, 0, banned)
+        return SampleRow(packed, known, sequence.peek(0, known), sequence.prompt, banned)
+    return SampleRow(packed, known, None, 0, banned)
 
 
 def _guided_row(sequence: Sequence, guide: Guide, mask: MaskRow | StokerError | None) -> SampleRow:

@@ -9,8 +9,10 @@ sampled tokens, it makes the same plans.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from stoker.api.errors import RequestError
 from stoker.api.events import FinishReason
@@ -26,6 +28,7 @@ from stoker.sampling.rows import SampleResult
 
 # Waiting for what another computes: so many are looked at in one step, each for a third of a millisecond.
 _MOST_PASSED = 32
+NO_DRAFTS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({})
 _FETCHED_BESIDE_STREAMS = 16  # blocks: about as long as one step of the streams
 
 
@@ -61,7 +64,9 @@ class Output(NamedTuple):
     logprob: float
     top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as the request wants
     scores: Scores | None = None
-    written: tuple[int, ...] = ()  # tokens that the guide put after it, without log-probabilities
+    written: tuple[int, ...] = ()  # tokens after it: drafts that were accepted, or what the guide put there
+    # Of each of these its log-probability and the likeliest beside it, where they are wanted.
+    written_logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     vector: tuple[float, ...] | None = None  # of a sequence that is embedded
 
 
@@ -149,11 +154,27 @@ class Scheduler:
         """The running sequence of that number, for the runner."""
         return self._running[number]
 
-    def plan(self, budget_tokens: int | None = None) -> StepPlan:
+    def decoding(self) -> list[Sequence]:
+        """Sequences of which the next step samples a token, unless the prompts of others are under way: then
+        none, as a step's tokens are theirs."""
+        parks = self._parks
+        found = []
+        for sequence in self._running.values():
+            if parks and sequence.background:
+                continue
+            if sequence.purpose is not Purpose.GENERATE or sequence.computed < sequence.known - 1:
+                return []
+            found.append(sequence)
+        return found
+
+    def plan(
+        self, budget_tokens: int | None = None, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS
+    ) -> StepPlan:
         """Decide the next step. Takes blocks, admits, preempts; computed tokens move only in `commit`.
 
         `budget_tokens`: most tokens of this step; none: as many as the options allow. Every decoding sequence
-        takes its one token all the same.
+        takes its one token all the same. `drafts`: by number what to verify behind it, as far as there is
+        room for it.
         """
         most = self.options.batch_tokens
         budget = most if budget_tokens is None else min(max(budget_tokens, len(self._running), 1), most)
@@ -172,7 +193,7 @@ class Scheduler:
         for sequence in (*decoding, *filling):
             behind -= 1
             if sequence.table is not None:  # else it was preempted a moment ago
-                self._extend(sequence, draft, rows_kept=behind)
+                self._extend(sequence, draft, rows_kept=behind, drafted=drafts.get(sequence.number, ()))
         if not draft.preempted:
             self._admit(draft, parks=parks)
         self.steps += 1
@@ -188,8 +209,11 @@ class Scheduler:
         outputs = []
         token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
         row = 0
-        for number, start, tokens, rows in plan.chunks:
+        for number, start, tokens, rows, draft in plan.chunks:
             sequence = self._running[number]
+            if draft:
+                outputs.append(_verify(sequence, draft, token_ids, logprobs, result, row))
+                tokens = outputs[-1].sequence.known - 1 - start
             sequence.computed = end = start + tokens
             if start // BLOCK_TOKENS != end // BLOCK_TOKENS:
                 self._remember(sequence)
@@ -200,7 +224,9 @@ class Scheduler:
                     outputs.append(_embedding(sequence, sequence.pooled))
                     self._remove(sequence)
                 continue
-            if sequence.purpose is Purpose.GENERATE:
+            if draft:
+                pass  # done above, since it decides how far the sequence has come
+            elif sequence.purpose is Purpose.GENERATE:
                 token_id = token_ids[row]
                 written = sequence.accept(token_id)
                 top = _top(result, row, sequence.packed.top_count) if sequence.packed.top_count else ()
@@ -218,13 +244,21 @@ class Scheduler:
         sequence.stop_reason = stop_reason
         self._remove(sequence)
 
-    def _extend(self, sequence: Sequence, draft: _Draft, rows_kept: int) -> None:
+    def _extend(
+        self, sequence: Sequence, draft: _Draft, rows_kept: int, drafted: tuple[int, ...] = ()
+    ) -> None:
         """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found."""
         start = sequence.computed
         if sequence.purpose is not Purpose.SCORE:
             known = sequence.known
             tokens = min(known - start, draft.tokens_left, self._chunk_tokens)
             rows = 1 if start + tokens == known and sequence.pooled is None else 0
+            if drafted and rows and tokens == 1:
+                drafted = self._room_for(sequence, drafted, draft, rows_kept)
+                tokens += len(drafted)
+                rows = tokens
+            else:
+                drafted = ()
         else:
             tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
             # Every sequence behind it keeps the one row it may need.
@@ -239,9 +273,25 @@ class Scheduler:
             if not self._make_room(sequence, table, start + tokens, draft):
                 return
             draft.copies += table.extend(start, start + tokens)
-        draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, rows)
+        if drafted:
+            sequence.sketch(drafted)
+        draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, rows, drafted)
         draft.tokens_left -= tokens
         draft.rows_left -= rows
+
+    def _room_for(
+        self, sequence: Sequence, drafted: tuple[int, ...], draft: _Draft, rows_kept: int
+    ) -> tuple[int, ...]:
+        """As much of a draft as fits besides one token and one row for each sequence behind, and takes no
+        block from anybody."""
+        start, table = sequence.computed, sequence.table
+        assert table is not None
+        most = min(draft.tokens_left, draft.rows_left) - 1 - rows_kept
+        drafted = drafted[: max(min(most, sequence.limit - sequence.known - 1), 0)]
+        if drafted and not table.is_writable(start, start + 1 + len(drafted)):
+            if table.blocks_needed(start, start + 1 + len(drafted)) + rows_kept > self.pool.available:
+                return ()
+        return drafted
 
     def _make_room(self, sequence: Sequence, table: BlockTable, end: int, draft: _Draft) -> bool:
         """Preempt until the sequence's table can grow to `end`; false if it was itself the one to go."""
@@ -395,6 +445,31 @@ def _is_background(sequence: Sequence) -> bool:
 def _progress(sequence: Sequence) -> tuple[bool, int, int, int]:
     """Smallest: whom it costs least to lose its blocks."""
     return not sequence.background, -sequence.priority, sequence.computed, -sequence.number
+
+
+def _verify(
+    sequence: Sequence,
+    draft: tuple[int, ...],
+    token_ids: list[int],
+    logprobs: list[float],
+    result: SampleResult,
+    row: int,
+) -> Output:
+    """Take the model's own tokens at the drafted positions up to the first that was guessed wrongly: exactly
+    those that it would have given one by one."""
+    tokens: list[int] = []
+    for guess in (*draft, None):
+        token_id = token_ids[row + len(tokens)]
+        sequence.append(token_id)
+        tokens.append(token_id)
+        if sequence.finish_reason is not None or token_id != guess:
+            break
+    wanted = sequence.packed.top_count
+    tops = [_top(result, row + i, wanted) if wanted else () for i in range(len(tokens))]
+    more: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    if sequence.params.logprobs is not None:
+        more = tuple((logprobs[row + i], tops[i]) for i in range(1, len(tokens)))
+    return Output(sequence, tokens[0], logprobs[row], tops[0], None, tuple(tokens[1:]), more)
 
 
 def _top(result: SampleResult, row: int, wanted: int) -> tuple[tuple[int, float], ...]:

@@ -159,6 +159,17 @@ class Sequence:
         """The known token at a position."""
         return self._ids.item(position)
 
+    def sketch(self, draft: tuple[int, ...]) -> None:
+        """Put guessed tokens behind the known ones, for `peek`; the next `append` writes over them."""
+        end = self.known + len(draft)
+        if end > len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(max(end - len(self._ids), 64), np.int32)])
+        self._ids[self.known : end] = draft
+
+    def peek(self, start: int, end: int) -> Int32:
+        """[end - start] a view of known and, past them, sketched tokens."""
+        return self._ids[start:end]
+
     def accept(self, token_id: int) -> tuple[int, ...]:
         """`append` a sampled token; then what its guide writes after it without asking the model.
 

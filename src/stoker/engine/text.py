@@ -56,21 +56,27 @@ class _OpenChoice:
             self.text.push(sequence.output_ids[: sequence.given].tolist())
             self.text.take()
 
-    def add(self, output: Output) -> None:
-        """Take the token of a step."""
-        token_id = output.token_id
+    def add(self, output: Output, *, to_stop: bool) -> None:
+        """Take the tokens of a step; with `to_stop` those up to the one that completes a stop string, in
+        their text."""
+        sequence, token_id, logprob, top = output[:4]
         assert token_id is not None
-        if token_id < 0:  # the sampler found none; the sequence has ended in error
-            return
-        self.total += 1
-        self.token_ids.append(token_id)
-        self._undecoded.append(token_id)
-        if self.logprobs is not None:
-            self.logprobs.append(TokenLogprob(token_id, output.logprob, output.top))
-        if output.written:
-            self.total += len(output.written)
-            self.token_ids += output.written
-            self._undecoded += output.written
+        last = len(output.written)
+        for i, token in enumerate((token_id, *output.written)):
+            if token < 0:  # the sampler found none; the sequence has ended in error
+                return
+            self.total += 1
+            self.token_ids.append(token)
+            self._undecoded.append(token)
+            if self.logprobs is not None:
+                if i:
+                    logprob, top = output.written_logprobs[i - 1]
+                self.logprobs.append(TokenLogprob(token, logprob, top))
+            # The token that ends an answer may be no text: `_finish` knows.
+            if to_stop and (i < last or sequence.finish_reason is None):
+                self.decode()
+                if self.text.stop_string is not None:
+                    return
 
     def flow(self, output: Output) -> TokensEvent:
         """The event of a token that is not the last, of a choice that `flows`; `add` to `event` in one."""
@@ -340,15 +346,14 @@ class TextEngine:
         if choice is None:
             choice = _OpenChoice(self.tokenizer, sequence, streams=self._requests[request_id].streams)
             self._choices[sequence.number] = choice
-        if choice.flows and sequence.finish_reason is None:
+        if choice.flows and sequence.finish_reason is None and not output.written:
             events.append(choice.flow(output))
             return
-        choice.add(output)
+        choice.add(output, to_stop=bool(sequence.params.stop))
         if sequence.finish_reason is None:
-            if choice.streams or sequence.params.stop:
-                choice.decode()
             if choice.text.stop_string is None:
                 if choice.streams:
+                    choice.decode()
                     events.append(choice.event(request_id, sequence.choice))
                 return
             self.engine.stop(sequence, choice.text.stop_string)

@@ -67,6 +67,10 @@ class Guide(Protocol):
         """The token that came, sampled or forced."""
         ...
 
+    def fork(self) -> Guide:
+        """A guide of its own in the same state, to be pushed what may not come. Quick."""
+        ...
+
 
 class Guides(Protocol):
     """A constraint, compiled; each choice of a request takes a guide of its own from it."""
@@ -103,6 +107,10 @@ class FreeGuide:
 
     def push(self, token_id: int) -> None:
         """Changes nothing."""
+
+    def fork(self) -> FreeGuide:
+        """Itself: it has no state."""
+        return self
 
 
 def unset_bits(mask: MaskRow, token_ids: Any) -> None:

@@ -65,6 +65,10 @@ class GrammarGuide:
         self.forced = self.forced[1:]
         self._force()
 
+    def fork(self) -> GrammarGuide:
+        """See `Guide`."""
+        return GrammarGuide(self._matcher.deep_copy(), self._vocabulary, forced=self.forced)
+
     def _force(self) -> None:
         if not self.forced and not self.finished:
             self.forced = tuple(self._matcher.compute_ff_tokens())

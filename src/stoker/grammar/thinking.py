@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,6 +147,12 @@ class ThinkingGuide:
         else:
             self._inner.push(token_id)
         self._close_in_time()
+
+    def fork(self) -> ThinkingGuide:
+        """See `Guide`."""
+        made = copy(self)
+        made._inner = self._inner.fork()
+        return made
 
     # --- phases ------------------------------------------------------------------------------------
 

@@ -50,11 +50,11 @@ def commit(made: Scheduler, plan: StepPlan) -> None:
     )
 
 
-def steps(made: Scheduler, count: int) -> list[tuple[Chunk, ...]]:
+def steps(made: Scheduler, count: int) -> list[tuple[tuple[int, ...], ...]]:
     found = []
     for _ in range(count):
         plan = made.plan()
-        found.append(plan.chunks)
+        found.append(tuple(tuple(chunk[:4]) for chunk in plan.chunks))
         commit(made, plan)
     return found
 

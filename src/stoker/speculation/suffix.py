@@ -1,0 +1,127 @@
+"""What followed when others came to say the same: n-grams over the answers of a namespace.
+
+After Oliaro et al., "SuffixDecoding", 2024, with hashed n-grams of a few lengths in place of a suffix tree: an
+insertion is an array assignment, memory is fixed, and what an old entry points to is compared before it is
+believed, so that overwritten answers can do no harm.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker.speculation.drafter import Proposal
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+SIZES = (8, 5, 3)  # longest first
+POOL_TOKENS = 1 << 16  # of answers kept for each namespace: 256 kB, some hundred answers
+_PLACES_BITS = 17  # of each size: 512 kB, twice the tokens, so that few n-grams share a place
+MOST_POOLS = 16  # namespaces with a pool; the one that was not used for longest makes room
+_SEPARATOR = -1  # between answers; no token
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd: the golden ratio in 64 bits (Knuth, TAOCP 3, 6.4)
+_MASK64 = (1 << 64) - 1
+
+
+class AnswerPool:
+    """The latest answers of one namespace, as one ring of tokens, and where each n-gram's rest stands."""
+
+    def __init__(self) -> None:
+        self._tokens: Int32 = np.full(POOL_TOKENS, _SEPARATOR, np.int32)
+        self._places: list[Int32] = [np.zeros(1 << _PLACES_BITS, np.int32) for _ in SIZES]
+        self._end = 0  # where the next answer goes
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Remember an answer; of one longer than half the ring its end."""
+        answer = np.array(token_ids[-(POOL_TOKENS // 2) :], np.int32)
+        if self._end + len(answer) + 1 > POOL_TOKENS:
+            self._end = 0
+        start, self._end = self._end, self._end + len(answer) + 1
+        self._tokens[start : self._end - 1] = answer
+        self._tokens[self._end - 1] = _SEPARATOR
+        for size, places in zip(SIZES, self._places, strict=True):
+            if len(answer) > size:
+                places[_slots(answer, size)] = np.arange(start + size, start + len(answer), dtype=np.int32)
+
+    def find(self, tail: Sequence[int], most: int) -> Proposal | None:
+        """At most so many tokens that followed the longest end of `tail` that is known."""
+        for kind, (size, places) in enumerate(zip(SIZES, self._places, strict=True)):
+            if len(tail) < size:
+                continue
+            end = list(tail[-size:])
+            place = int(places[_slot(end)])
+            if place < size or self._tokens[place - size : place].tolist() != end:
+                continue
+            rest = self._tokens[place : place + most].tolist()
+            if _SEPARATOR in rest:
+                rest = rest[: rest.index(_SEPARATOR)]
+            if rest:
+                return Proposal(rest, kind)
+        return None
+
+
+def _slots(tokens: Int32, size: int) -> Int64:
+    """For each n-gram that something follows, its place in the table: [len(tokens) - size]."""
+    count = len(tokens) - size
+    mixed = np.zeros(count, np.uint64)
+    with np.errstate(over="ignore"):
+        for offset in range(size):
+            mixed = (mixed ^ tokens[offset : offset + count].astype(np.uint64)) * np.uint64(_MULTIPLIER)
+    return (mixed >> np.uint64(64 - _PLACES_BITS)).astype(np.int64)
+
+
+def _slot(tokens: Sequence[int]) -> int:
+    """The same of one n-gram."""
+    mixed = 0
+    for token in tokens:
+        mixed = ((mixed ^ token) * _MULTIPLIER) & _MASK64
+    return mixed >> (64 - _PLACES_BITS)
+
+
+class SuffixDrafter:
+    """One sequence: asks its namespace's pool, and adds its answer to it at the end."""
+
+    def __init__(self, pool: AnswerPool) -> None:
+        self._pool = pool
+        self._tokens: list[int] = []
+        self._prompt: int | None = None  # tokens that were known at the start
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """See `Drafter`."""
+        self._tokens += token_ids
+        if self._prompt is None:
+            self._prompt = len(self._tokens) - 1  # the first token of the answer is shown with the prompt
+
+    def propose(self, most: int) -> Proposal | None:
+        """See `Drafter`."""
+        return self._pool.find(self._tokens[-SIZES[0] :], most)
+
+    def close(self) -> None:
+        """The answer serves others from now on."""
+        if self._prompt is not None and len(self._tokens) - self._prompt > SIZES[-1]:
+            # With the end of its prompt, so that a like question finds the answer's first words.
+            self._pool.add(self._tokens[max(self._prompt - SIZES[0], 0) :])
+
+
+class SuffixDrafters:
+    """A pool of answers for each namespace."""
+
+    name = "suffix"
+    kinds = len(SIZES)
+
+    def __init__(self) -> None:
+        self._pools: OrderedDict[bytes, AnswerPool] = OrderedDict()  # last used last
+
+    def open(self, namespace: bytes) -> SuffixDrafter:
+        """See `Drafters`."""
+        pool = self._pools.get(namespace)
+        if pool is None:
+            pool = self._pools[namespace] = AnswerPool()
+            if len(self._pools) > MOST_POOLS:
+                self._pools.popitem(last=False)
+        self._pools.move_to_end(namespace)
+        return SuffixDrafter(pool)

@@ -1,0 +1,96 @@
+"""Drafters by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stoker.speculation.ngram import SIZES, NgramDrafter
+from stoker.speculation.suffix import POOL_TOKENS, AnswerPool, SuffixDrafters, _slot, _slots
+
+
+def test_ngrams_find_the_latest_continuation_of_the_longest_end() -> None:
+    drafter = NgramDrafter()
+    drafter.extend([1, 2, 3, 4, 5, 9, 9, 1, 2, 3, 6, 7, 8, 2, 3])
+    found = drafter.propose(3)
+    assert found is not None
+    assert list(found.tokens) == [6, 7, 8]  # of 2, 3 the latest
+    drafter.extend([4, 5, 9])
+    found = drafter.propose(4)
+    assert found is not None
+    assert list(found.tokens) == [9, 1, 2, 3]
+    assert found.kind == 0  # five tokens are the same
+
+
+def test_an_end_that_is_new_proposes_nothing() -> None:
+    drafter = NgramDrafter()
+    drafter.extend(range(20))
+    assert drafter.propose(5) is None
+    drafter.extend([3])
+    assert drafter.propose(5) is None
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5])
+def test_a_loop_is_proposed_on_and_on(period: int) -> None:
+    drafter = NgramDrafter()
+    loop = [100 + i % period for i in range(3 * period + 6)]
+    drafter.extend(loop)
+    found = drafter.propose(15)
+    assert found is not None
+    assert list(found.tokens) == [100 + (len(loop) + i) % period for i in range(15)]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+def test_telling_it_piece_by_piece_is_the_same(pieces: int) -> None:
+    tokens = np.random.default_rng(5).integers(0, 4, 300).tolist()
+    whole, parts = NgramDrafter(), NgramDrafter()
+    for end in range(1, len(tokens)):
+        if end % pieces == 0:
+            parts.extend(tokens[len(parts._tokens) : end])
+            whole = NgramDrafter()
+            whole.extend(tokens[:end])
+            assert parts.propose(9) == whole.propose(9)
+
+
+def test_slots_of_all_are_those_of_each() -> None:
+    tokens = np.random.default_rng(1).integers(0, 50_000, 100).astype(np.int32)
+    for size in (*SIZES, 8):
+        every = _slots(tokens, size).tolist()
+        assert every == [_slot(tokens[i : i + size].tolist()) for i in range(len(tokens) - size)]
+
+
+def test_a_pool_finds_other_answers_and_never_runs_past_their_end() -> None:
+    pool = AnswerPool()
+    pool.add([1, 2, 3, 4, 5, 6])
+    pool.add([7, 8, 9])
+    found = pool.find([0, 0, 2, 3, 4], 10)
+    assert found is not None
+    assert list(found.tokens) == [5, 6]
+    assert pool.find([4, 5, 6], 10) is None
+    assert pool.find([3], 10) is None
+
+
+def test_a_pool_is_bounded_and_old_places_are_not_believed() -> None:
+    pool = AnswerPool()
+    rng = np.random.default_rng(2)
+    first = rng.integers(0, 1000, 1000).tolist()
+    pool.add(first)
+    for _ in range(3 * POOL_TOKENS // 1000):
+        pool.add(rng.integers(1000, 2000, 1000).tolist())
+    for at in range(8, 900, 50):
+        assert pool.find(first[at - 8 : at], 5) is None
+    pool.add(list(range(2000, 2000 + 2 * POOL_TOKENS)))  # longer than the ring
+    assert len(pool._tokens) == POOL_TOKENS
+
+
+def test_namespaces_share_nothing() -> None:
+    drafters = SuffixDrafters()
+    one = drafters.open(b"a")
+    one.extend([1, 2, 3])
+    one.extend([4, 5, 6, 7, 8])
+    one.close()
+    for namespace, expected in ((b"a", [6, 7, 8]), (b"b", None)):
+        other = drafters.open(namespace)
+        other.extend([9, 3, 4, 5])
+        found = other.propose(5)
+        assert (None if found is None else list(found.tokens)) == expected
