@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,7 @@ from stoker.engine.load import DEFAULT_KV_BYTES, LoadOptions, load_text_engine
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import ScoresEvent, TextEngine
 from stoker.kernels.native import KvType
+from stoker.speculation import AUTO
 
 __all__ = ["LLM", "Choice", "Completion", "Piece", "PromptScore", "RandomSeeds"]
 
@@ -59,19 +61,25 @@ class LLM:
         kv_type: KvType = "int8",
         batch_tokens: int = 512,
         max_sequences: int = 64,
+        speculation: str = AUTO,
     ) -> None:
         """Load a model: a name that `stoker list` shows, a path, or an engine that is put together already.
 
         threads: none means one for each physical core. context_tokens: most tokens of a prompt and its
         answer, if fewer than the model takes. kv_bytes: cap on the KV cache, which grows up to it as it is
         used; kv_type: "int8", or "f16", which is twice as large. batch_tokens, max_sequences: most tokens
-        and sequences of one step. Raises `ModelNotFoundError`, `ModelFormatError`, `RequestError`.
+        and sequences of one step. speculation: who guesses tokens that are then verified many at once:
+        "auto", "off", or names of drafters; no token depends on it.
+
+        Raises `ModelNotFoundError`, `ModelFormatError`, `RequestError`.
         """
         if isinstance(model, TextEngine):
             self._engine = model
         else:
             scheduler = SchedulerOptions(batch_tokens=batch_tokens, max_sequences=max_sequences)
-            options = LoadOptions(threads, context_tokens, kv_bytes, kv_type, scheduler)
+            options = LoadOptions(
+                threads, context_tokens, kv_bytes, kv_type, scheduler, speculation=speculation
+            )
             self._engine = load_text_engine(model, options, seeds=RandomSeeds())
         self._lock = threading.RLock()  # held while the engine is touched
         self._mailboxes: dict[str, list[Event | ScoresEvent]] = {}  # by request id, while somebody reads it
@@ -257,11 +265,13 @@ class LLM:
                 self._step()
 
     def _step(self) -> None:
+        started_s = time.perf_counter()
         try:
             events = self._engine.step()
         except Exception:
             self._mailboxes.clear()  # the engine has dropped every request
             raise
+        self._engine.engine.observe((time.perf_counter() - started_s) * 1000)
         for event in events:
             mailbox = self._mailboxes.get(event.request_id)
             if mailbox is not None:

@@ -27,12 +27,34 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),
         "grammar": frozenset({"api", "kernels", "weights", "tokenizer"}),
+        "speculation": frozenset({"api", "kernels", "sampling"}),
         "engine": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar"}
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "cache",
+                "sampling",
+                "grammar",
+                "speculation",
+            }
         ),
         # Local engines in processes of their own; implements Endpoint, so it stands below the waist.
         "process": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar", "engine"}
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "cache",
+                "sampling",
+                "grammar",
+                "speculation",
+                "engine",
+            }
         ),
         # Above the waist: only Endpoint, Request, Event.
         "telemetry": frozenset({"api"}),
@@ -40,7 +62,18 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "state": frozenset({"api"}),  # what outlives the server, in a database
         "server": frozenset({"api", "telemetry", "tools", "state"}),
         "llm": frozenset(
-            {"api", "kernels", "weights", "models", "tokenizer", "cache", "sampling", "grammar", "engine"}
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "cache",
+                "sampling",
+                "grammar",
+                "speculation",
+                "engine",
+            }
         ),
         "bench": frozenset(
             {
@@ -52,6 +85,7 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "cache",
                 "sampling",
                 "grammar",
+                "speculation",
                 "engine",
                 "llm",
                 "_native",
@@ -67,6 +101,7 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "cache",
                 "sampling",
                 "grammar",
+                "speculation",
                 "engine",
                 "llm",
                 "bench",
@@ -112,7 +147,7 @@ CONFINED_PACKAGES: Mapping[str, frozenset[str]] = MappingProxyType(
 )
 
 # Here a decision is made that must be the same when it is replayed.
-DECISION_PACKAGES = frozenset({"kernels", "models", "cache", "sampling", "grammar", "engine"})
+DECISION_PACKAGES = frozenset({"kernels", "models", "cache", "sampling", "grammar", "speculation", "engine"})
 CLOCKS_AND_CHANCE = frozenset({"time", "datetime", "random", "secrets", "uuid"})
 
 FORBIDDEN_WORDS = frozenset({"manager", "managers", "helper", "helpers", "util", "utils"})

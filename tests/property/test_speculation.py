@@ -1,4 +1,4 @@
-"""With drafts, good and bad, every answer is what it is without them: tokens, log-probabilities, ends, texts."""
+"""With drafts, good and bad, every answer is what it is without them: tokens, logprobs, ends, texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stoker.engine.replay import RecordedEngine, replay
 from stoker.engine.scheduler import Output
 from stoker.engine.text import TextEngine
 from stoker.sampling import ReferenceSampler
-from stoker.speculation import Drafters, Proposal
+from stoker.speculation import Drafters, Opening, Proposal
 from stoker.speculation.ngram import NgramDrafters
 from stoker.speculation.suffix import SuffixDrafters
 
@@ -34,7 +34,7 @@ class CribbingDrafters:
         self.answers = answers
         self.err = err
 
-    def open(self, namespace: bytes) -> CribbingDrafter:
+    def open(self, opening: Opening) -> CribbingDrafter:
         return CribbingDrafter(self.answers, self.err)
 
 
@@ -55,7 +55,8 @@ class CribbingDrafter:
             if len(answer) > known and list(answer[:known]) == self._tokens:
                 rest = list(answer[known : known + most])
                 return Proposal(
-                    [(t + 1) % VOCABULARY if (known + i) % self._err == 0 else t for i, t in enumerate(rest)], 0
+                    [(t + 1) % VOCABULARY if (known + i) % self._err == 0 else t for i, t in enumerate(rest)],
+                    0,
                 )
         return Proposal([7] * most, 0)
 
@@ -73,7 +74,11 @@ class FreeCost:
 
 
 def new_engine(
-    drafters: Sequence[Drafters], *, num_blocks: int = 40, journal: list[Entry] | None = None, **scheduler: int
+    drafters: Sequence[Drafters],
+    *,
+    num_blocks: int = 40,
+    journal: list[Entry] | None = None,
+    **scheduler: int,
 ) -> Engine:
     engine = Engine(
         ScriptedInterpreter(vocabulary=VOCABULARY, num_blocks=num_blocks),
@@ -146,7 +151,11 @@ def test_any_drafts_any_company(
     entries: list[Entry] = []
     drafters = (NgramDrafters(), SuffixDrafters(), CribbingDrafters(answers, err))
     engine = new_engine(
-        drafters, num_blocks=num_blocks, journal=entries, batch_tokens=batch_tokens, max_sequences=max_sequences
+        drafters,
+        num_blocks=num_blocks,
+        journal=entries,
+        batch_tokens=batch_tokens,
+        max_sequences=max_sequences,
     )
     fill(engine, requests, seed)
     found = collect(engine)

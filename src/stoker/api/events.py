@@ -25,7 +25,9 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    reasoning_tokens: int = 0  # of the completion: thoughts, marks included
+    reasoning_tokens: int = 0  # of the completion: thoughts, marks not counted
+    drafted_tokens: int = 0  # guessed and verified; they cost work and change nothing
+    accepted_tokens: int = 0  # of these, what became part of the completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,7 @@ class Request:
     cache_salt: str = ""  # prefixes are shared only among requests of the same salt
     deadline_ms: int | None = None  # from arrival to the first token; late requests end in "abort"
     background: bool = False  # only takes part in steps while nothing else is open
+    prediction: str = ""  # what the answer may be like: makes it come sooner where it is
     pooling: Pooling | None = None  # not none: wanted is the prompt's embedding, and no answer
     # Per choice the tokens given already, after which it goes on; none for a choice that is complete.
     resume: tuple[tuple[int, ...] | None, ...] = ()
@@ -147,7 +148,7 @@ class Request:
         check_int("priority", self.priority, -(1 << 31), (1 << 31) - 1)
         if self.deadline_ms is not None:
             check_int("deadline_ms", self.deadline_ms, 1, (1 << 31) - 1)
-        for name in ("model", "tenant", "cache_salt"):
+        for name in ("model", "tenant", "cache_salt", "prediction"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} is {getattr(self, name)!r:.80}; allowed: a string")
         if self.pooling not in (None, "mean", "last"):

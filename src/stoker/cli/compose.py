@@ -111,6 +111,7 @@ class Models:
     keep_alive_s: float
     target_itl_ms: float | None
     disk_cache_bytes: int
+    speculation: str
 
     def shelf(self) -> ModelShelf:
         """The models, none of them loaded. Raises `RequestError`, `ModelNotFoundError`."""
@@ -128,6 +129,7 @@ class Models:
             target_itl_ms=self.target_itl_ms,
             # Requests have n choices each; the queue of the process is the one that refuses first.
             scheduler=SchedulerOptions(max_waiting=max(self.max_waiting, SchedulerOptions().max_waiting)),
+            speculation=self.speculation,
         )
         return ModelShelf(
             self.names,

@@ -96,6 +96,15 @@ DrainOption = Annotated[
         help="How long open requests may go on after SIGTERM or Ctrl-C.",
     ),
 ]
+SpeculationOption = Annotated[
+    str,
+    typer.Option(
+        "--speculation",
+        envvar="STOKER_SPECULATION",
+        help="Who guesses tokens that are then verified many at once: auto, off, or names of drafters "
+        "joined by commas. No token of an answer depends on it.",
+    ),
+]
 TargetOption = Annotated[
     float | None,
     typer.Option(
@@ -216,6 +225,7 @@ def serve(
     keep_alive: KeepAliveOption = "-1",  # type: ignore[assignment]  # parsed, as a default of the user's would be
     drain_seconds: DrainOption = 30.0,
     target_itl_ms: TargetOption = None,
+    speculation: SpeculationOption = "auto",
     disk_cache_bytes: DiskCacheOption = "2GiB",  # type: ignore[assignment]
     no_disk_cache: NoDiskCacheOption = False,
     max_body_bytes: MaxBodyOption = "32MiB",  # type: ignore[assignment]
@@ -247,6 +257,7 @@ def serve(
         max_memory_bytes=max_memory,
         keep_alive_s=keep_alive,
         target_itl_ms=target_itl_ms,
+        speculation=speculation,
         disk_cache_bytes=0 if no_disk_cache else disk_cache_bytes,
     )
     access = Access(

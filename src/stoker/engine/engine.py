@@ -27,7 +27,7 @@ from stoker.grammar.guide import Guides
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
-from stoker.speculation import Drafters, Speculator, Stream
+from stoker.speculation import Drafters, Opening, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
 _SAVED_AT_END = 2048  # blocks: about a second of writing, 32 000 tokens
@@ -58,8 +58,9 @@ class Engine:
         journal: Journal | None = None,
         drafters: Iterable[Drafters] = (),
     ) -> None:
-        """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is told all that happens, steps before they are committed. `tier` keeps what
-        leaves the prefix cache."""
+        """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is
+        told all that happens, steps before they are committed. `tier` keeps what leaves the prefix cache.
+        """
         self.vocabulary = interpreter.vocabulary
         self.block_bytes = interpreter.block_bytes
         self.options = options
@@ -204,7 +205,7 @@ class Engine:
     def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...]]:
         """What to verify in the next step, if it is one of streams only."""
         streams = [
-            Stream(s.number, s.namespace, s.ids, s.limit - s.known - 1)
+            Stream(s.number, Opening(s.namespace, s.prompt, s.prediction), s.ids, s.limit - s.known - 1)
             for s in self.scheduler.decoding()
             if s.guide is None
         ]

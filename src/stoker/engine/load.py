@@ -25,6 +25,7 @@ from stoker.kernels.numerics import NUMERICS
 from stoker.models.load import load_native
 from stoker.models.pooling import pooling_from_gguf
 from stoker.sampling.native import native_sampler
+from stoker.speculation import AUTO, drafters_of
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.digest import weights_digest
 from stoker.weights.gguf import GGUFFile
@@ -52,6 +53,7 @@ class LoadOptions:
     kv_type: KvType = "int8"
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     disk_cache_bytes: int = 0  # most bytes of prefixes kept on disk over restarts; 0: none
+    speculation: str = AUTO  # drafters: "auto", "off", or names; no token depends on it
     target_itl_ms: float | None = None  # between two tokens of a stream; none: twice what streams alone take
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class LoadOptions:
         check_int("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
         check_int("disk_cache_bytes", self.disk_cache_bytes, 0, MAX_KV_BYTES, note="0 keeps none")
         BudgetOptions(self.target_itl_ms)
+        drafters_of(self.speculation)
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
 
@@ -120,6 +123,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
             identity=identity or header_digest.encode(),
         ),
         tier=opened.tier,
+        drafters=drafters_of(options.speculation),
     )
     return TextEngine(
         engine,

@@ -288,10 +288,10 @@ class Scheduler:
         assert table is not None
         most = min(draft.tokens_left, draft.rows_left) - 1 - rows_kept
         drafted = drafted[: max(min(most, sequence.limit - sequence.known - 1), 0)]
-        if drafted and not table.is_writable(start, start + 1 + len(drafted)):
-            if table.blocks_needed(start, start + 1 + len(drafted)) + rows_kept > self.pool.available:
-                return ()
-        return drafted
+        end = start + 1 + len(drafted)
+        if table.is_writable(start, end):
+            return drafted
+        return drafted if table.blocks_needed(start, end) + rows_kept <= self.pool.available else ()
 
     def _make_room(self, sequence: Sequence, table: BlockTable, end: int, draft: _Draft) -> bool:
         """Preempt until the sequence's table can grow to `end`; false if it was itself the one to go."""
@@ -464,6 +464,8 @@ def _verify(
         tokens.append(token_id)
         if sequence.finish_reason is not None or token_id != guess:
             break
+    sequence.drafted += len(draft)
+    sequence.accepted += len(tokens) - 1
     wanted = sequence.packed.top_count
     tops = [_top(result, row + i, wanted) if wanted else () for i in range(len(tokens))]
     more: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()

@@ -39,6 +39,7 @@ class Standing:
     namespace: bytes = b""  # prefixes are shared only within it
     deadline: int | None = None  # a number that grows with time; earlier first
     background: bool = False  # takes part in steps only while nothing else is open
+    prediction: tuple[int, ...] = ()  # what the answer may be like: drafted first, and verified
 
 
 DEFAULT_STANDING: Final = Standing()
@@ -57,10 +58,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "_ids", "background", "cached", "choice", "computed", "deadline", "ended_by_token", "fault",
-        "finish_reason", "followers", "given", "guide", "known", "leader", "limit", "namespace", "number",
-        "packed", "params", "pooled", "priority", "prompt", "purpose", "queued_at", "request_id", "scored",
-        "stop_ids", "stop_reason", "table", "tenant",
+        "_ids", "accepted", "background", "cached", "choice", "computed", "deadline", "drafted",
+        "ended_by_token", "fault", "finish_reason", "followers", "given", "guide", "known", "leader", "limit",
+        "namespace", "number", "packed", "params", "pooled", "prediction", "priority", "prompt", "purpose",
+        "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -94,15 +95,16 @@ class Sequence:
         self.known = self.prompt
         self.computed = 0
         self.scored = 0  # positions whose logits were turned into a score; preemption does not take them back
-        self.cached: int | None = (
-            None  # prompt tokens whose KV was there when it was first admitted; set then
-        )
+        self.cached: int | None = None  # prompt tokens whose KV was there when first admitted; set then
         self.table: BlockTable | None = None
         self.priority = standing.priority
         self.tenant = standing.tenant
         self.namespace = standing.namespace
         self.deadline = standing.deadline
         self.background = standing.background
+        self.prediction = standing.prediction
+        self.drafted = 0  # tokens that were verified beside its own
+        self.accepted = 0  # of these, what it said as well
         self.guide = guide
         self.pooled = pooled
         self.given = len(given)

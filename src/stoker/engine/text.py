@@ -192,7 +192,20 @@ class TextEngine:
             prompt = Chat(tuple(message for message in prompt if isinstance(message, Message)))
         return self._encode_chat(prompt)
 
-    def _refuse_if_surely_too_long(self, text: str) -> None:
+    def encode_prediction(self, request: Request) -> tuple[int, ...]:
+        """The token ids of what the answer may be like. Raises `PromptTooLongError` for what no answer can
+        be."""
+        if not request.prediction:
+            return ()
+        self._refuse_if_surely_too_long(request.prediction, "prediction")
+        ids = tuple(self.tokenizer.encode(request.prediction, add_special=False))
+        if len(ids) > self.engine.context_tokens:
+            raise PromptTooLongError(
+                f"the prediction has {len(ids)} tokens; allowed: at most {self.engine.context_tokens}"
+            )
+        return ids
+
+    def _refuse_if_surely_too_long(self, text: str, what: str = "prompt") -> None:
         """Encoding 10 MB takes half a minute; that no token has more than so many bytes is known before."""
         context_tokens, token_bytes = self.engine.context_tokens, self.tokenizer.max_token_bytes
         if len(text) * 4 <= context_tokens * token_bytes:  # a character has at most 4 bytes
@@ -201,7 +214,7 @@ class TextEngine:
         least_tokens = -(-len(text.encode("utf-8", "replace")) // token_bytes)
         if least_tokens > context_tokens:
             raise PromptTooLongError(
-                f"the prompt has at least {least_tokens} tokens; allowed: at most {context_tokens}"
+                f"the {what} has at least {least_tokens} tokens; allowed: at most {context_tokens}"
             )
 
     def guides(self, params: SamplingParams) -> Guides | None:
@@ -221,16 +234,20 @@ class TextEngine:
         streams: bool = True,
         deadline: int | None = None,
         guides: Guides | None = None,
+        prediction: tuple[int, ...] | None = None,
     ) -> None:
         """Queue a request whose prompt `encode` made into `prompt_ids`. Raises like `Engine.add`.
 
         `streams` false: each choice sends its tokens in one event at its end, which costs less.
         `deadline`: the request's, as a number that grows with time: the caller has the clock. `guides`: what
-        `self.guides` said, if that was asked before, in another thread.
+        `self.guides` said, if that was asked before, in another thread. `prediction`: the request's, if it
+        was encoded before.
         """
         params = request.sampling
         salt = request.cache_salt.encode("utf-8", "surrogatepass")
-        standing = Standing(request.priority, request.tenant, salt, deadline, request.background)
+        if prediction is None:
+            prediction = self.encode_prediction(request)
+        standing = Standing(request.priority, request.tenant, salt, deadline, request.background, prediction)
         if request.pooling is not None:
             _must_be_plain(params)
             self.engine.add_embedding(request.request_id, prompt_ids, request.pooling, standing=standing)
@@ -370,7 +387,9 @@ class TextEngine:
             reason, stop_reason = "stop", choice.text.stop_string
         events.append(choice.event(sequence.request_id, sequence.choice))
         thoughts = 0 if sequence.guide is None else sequence.guide.thought_tokens
-        usage = Usage(sequence.prompt, choice.total, sequence.cached or 0, thoughts)
+        usage = Usage(
+            sequence.prompt, choice.total, sequence.cached or 0, thoughts, sequence.drafted, sequence.accepted
+        )
         opened = self._requests[sequence.request_id]
         done = DoneEvent(
             sequence.request_id, sequence.choice, reason, stop_reason, sequence.seed, usage,

@@ -15,12 +15,20 @@ class Answer:
     """Everything that is needed to go on with a request on another worker, and its reader's mailbox."""
 
     __slots__ = (
-        "_arrived_s", "_loop", "_mailbox", "_prompt_ids", "_sampling", "_waiter", "closed", "given", "key",
-        "open_choices", "progressed", "request", "resent", "scored", "sent", "strikes", "waiting",
+        "_arrived_s", "_loop", "_mailbox", "_prediction", "_prompt_ids", "_sampling", "_waiter", "closed",
+        "given", "key", "open_choices", "progressed", "request", "resent", "scored", "sent", "strikes", "waiting",
     )  # fmt: skip
 
-    def __init__(self, key: str, request: Request, prompt_ids: list[int], seed: int) -> None:
+    def __init__(
+        self,
+        key: str,
+        request: Request,
+        prompt_ids: list[int],
+        seed: int,
+        prediction: tuple[int, ...] = (),
+    ) -> None:
         """`key`: its name on the wire, never used twice."""
+        self._prediction = prediction
         self.key = key
         self.request = request
         sampling = request.sampling
@@ -55,7 +63,7 @@ class Answer:
         return Open(
             self.key, self._prompt_ids, self._sampling, request.priority, request.tenant,
             request.cache_salt, deadline_ms, resume if any(tokens != () for tokens in resume) else (),
-            request.background, request.pooling,
+            request.background, request.pooling, self._prediction,
         )  # fmt: skip
 
     def put(self, item: Event | Exception) -> None:

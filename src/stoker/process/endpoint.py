@@ -225,7 +225,8 @@ class ProcessEndpoint:
         """
         self._refuse_if_unavailable()
         prompt_ids = await self._prompts.encode(request.prompt)
-        answer = self._admit(request, prompt_ids)
+        prediction = await self._prompts.encode_prediction(request.prediction)
+        answer = self._admit(request, prompt_ids, prediction)
         try:
             open_choices = answer.open_choices
             while open_choices:
@@ -259,7 +260,7 @@ class ProcessEndpoint:
         if self._draining:
             raise UnavailableError(f"{self.name} is shutting down; it takes no new requests")
 
-    def _admit(self, request: Request, prompt_ids: list[int]) -> Answer:
+    def _admit(self, request: Request, prompt_ids: list[int], prediction: tuple[int, ...]) -> Answer:
         self._refuse_if_unavailable()
         if request.request_id in self._request_ids:
             raise RequestError(
@@ -274,7 +275,7 @@ class ProcessEndpoint:
             raise RequestError("resume has only complete choices; allowed: at least one that goes on")
         self._keys += 1
         seed = self._seeds.draw() if request.sampling.seed is None else request.sampling.seed
-        answer = Answer(str(self._keys), request, prompt_ids, seed)
+        answer = Answer(str(self._keys), request, prompt_ids, seed, prediction)
         self._answers[answer.key] = answer
         self._request_ids.add(request.request_id)
         self._waiting += answer.waiting

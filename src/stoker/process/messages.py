@@ -57,6 +57,7 @@ class Open(msgspec.Struct, array_like=True, tag=1, frozen=True):
     resume: tuple[tuple[int, ...] | None, ...]
     background: bool
     pooling: Pooling | None
+    prediction: tuple[int, ...] = ()
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -94,10 +95,10 @@ class Ready(msgspec.Struct, array_like=True, tag=11, frozen=True):
 TokenRow = tuple[str, int, tuple[int, ...], str]  # key, choice, token ids, text
 LogprobRow = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, logprob, likeliest
 ScoredRow = tuple[str, int, tuple[int, ...], str, tuple[LogprobRow, ...]]
-# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, of thoughts, time in the
-# queue, warnings
+# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, of thoughts, drafted, accepted,
+# time in the queue, warnings
 DoneRow = tuple[
-    str, int, FinishReason, str | int | None, int, int, int, int, int, float | None, tuple[str, ...]
+    str, int, FinishReason, str | int | None, int, int, int, int, int, int, int, float | None, tuple[str, ...]
 ]
 
 
@@ -193,14 +194,14 @@ def pack_done(event: DoneEvent) -> DoneRow:
     return (
         event.request_id, event.choice, event.finish_reason, event.stop_reason, event.seed,
         usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens,
-        event.queue_ms, event.warnings,
+        usage.drafted_tokens, usage.accepted_tokens, event.queue_ms, event.warnings,
     )  # fmt: skip
 
 
 def unpack_done(request_id: str, row: DoneRow) -> DoneEvent:
     """The end of a choice, under the name that the parent's caller gave its request."""
-    _, choice, reason, stop_reason, seed, prompt, completion, cached, thoughts, queue_ms, warnings = row
-    usage = Usage(prompt, completion, cached, thoughts)
+    _, choice, reason, stop_reason, seed, *counts, queue_ms, warnings = row
+    usage = Usage(*counts)
     return DoneEvent(request_id, choice, reason, stop_reason, seed, usage, queue_ms, warnings)
 
 

@@ -100,7 +100,24 @@ class PromptEncoder:
             ids.append(token)
         return ids
 
-    def _refuse_if_surely_too_long(self, text: str) -> None:
+    async def encode_prediction(self, text: str) -> tuple[int, ...]:
+        """Token ids of what an answer may be like. Raises `PromptTooLongError` for what no answer can be."""
+        if not text:
+            return ()
+        if len(text) <= _INLINE_CHARS:
+            return self._encode_prediction(text)
+        return await asyncio.to_thread(self._encode_prediction, text)
+
+    def _encode_prediction(self, text: str) -> tuple[int, ...]:
+        self._refuse_if_surely_too_long(text, "prediction")
+        ids = tuple(self.tokenizer.encode(text, add_special=False))
+        if len(ids) > self.context_tokens:
+            raise PromptTooLongError(
+                f"the prediction has {len(ids)} tokens; allowed: at most {self.context_tokens}"
+            )
+        return ids
+
+    def _refuse_if_surely_too_long(self, text: str, what: str = "prompt") -> None:
         """Encoding 10 MB takes seconds; that no token has more than so many bytes is known before."""
         token_bytes = self.tokenizer.max_token_bytes
         if len(text) <= self.context_tokens * token_bytes // 4:  # a character has at most 4 bytes
@@ -109,7 +126,7 @@ class PromptEncoder:
         least_tokens = -(-len(text.encode("utf-8", "replace")) // token_bytes)
         if least_tokens > self.context_tokens:
             raise PromptTooLongError(
-                f"the prompt has at least {least_tokens} tokens; allowed: at most {self.context_tokens}"
+                f"the {what} has at least {least_tokens} tokens; allowed: at most {self.context_tokens}"
             )
 
 

@@ -201,7 +201,9 @@ class Worker:
         # The engine gets a number that grows with time, and never asks what time it is.
         deadline = None if due_s is None else int(due_s * 1000)
         try:
-            self._engine.open(request, command.prompt_ids, deadline=deadline, guides=guides)
+            self._engine.open(
+                request, command.prompt_ids, deadline=deadline, guides=guides, prediction=command.prediction
+            )
         except StokerError as error:
             self._send(Failed(command.key, pack_error(error)))
             return

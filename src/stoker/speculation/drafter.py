@@ -1,4 +1,4 @@
-"""What a drafter is. It may be wrong about everything: the model's own token decides at each position (E2)."""
+"""What a drafter is. It may be wrong about everything: at each position the model's own token decides."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from typing import NamedTuple, Protocol
 
 
 class Proposal(NamedTuple):
-    """Tokens that may come next. `kind` is whatever the drafter likes: acceptance is counted for each apart."""
+    """Tokens that may come next. `kind` is whatever the drafter likes: each has an acceptance of its own."""
 
     tokens: Sequence[int]
     kind: int
+
+
+class Opening(NamedTuple):
+    """What a drafter is told of a sequence before its tokens."""
+
+    namespace: bytes = b""  # what is learnt may be shared only within it
+    prompt_tokens: int = 0
+    prediction: tuple[int, ...] = ()  # what the request says the answer will be like
 
 
 class Drafter(Protocol):
@@ -35,6 +43,6 @@ class Drafters(Protocol):
     name: str
     kinds: int  # of proposals, numbered from 0
 
-    def open(self, namespace: bytes) -> Drafter:
-        """For a sequence that may share what it learns only within `namespace`."""
+    def open(self, opening: Opening) -> Drafter:
+        """For a new sequence."""
         ...

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stoker.speculation.drafter import Proposal
+from stoker.speculation.drafter import Opening, Proposal
 
 # Longest first. Measured on greedy answers of a small model: longer ones than 5 are found by these as well,
 # as their own ends, and single tokens propose noise.
@@ -54,6 +54,6 @@ class NgramDrafters:
     name = "ngram"
     kinds = len(SIZES)
 
-    def open(self, namespace: bytes) -> NgramDrafter:
+    def open(self, opening: Opening) -> NgramDrafter:
         """See `Drafters`. Nothing is shared."""
         return NgramDrafter()

@@ -1,7 +1,7 @@
 """How much to draft, for whom, from whom: what brings most accepted tokens per millisecond.
 
-Goodput after Liu et al., "Optimizing speculative decoding for serving using goodput", 2024: drafted tokens are
-added one by one, the most likely to be accepted first, as long as each raises expected tokens per expected time.
+Goodput after Liu et al., "Optimizing speculative decoding for serving using goodput", 2024: drafted tokens
+are added one by one, the likeliest first, as long as each raises expected tokens per expected time.
 Acceptance is estimated from what was accepted so far, of a sequence and of all.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stoker.speculation.drafter import Drafter, Drafters, Proposal
+from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
 
@@ -44,7 +44,7 @@ class Stream(NamedTuple):
     """A sequence that decodes."""
 
     number: int
-    namespace: bytes
+    opening: Opening
     ids: Int32  # [known]
     most: int  # drafted tokens it has room for
 
@@ -161,7 +161,8 @@ class Speculator:
         sources = self._sources.get(stream.number)
         if sources is None:
             sources = self._sources[stream.number] = [
-                _Source(drafters.name, drafters.kinds, drafters.open(stream.namespace)) for drafters in self._drafters
+                _Source(drafters.name, drafters.kinds, drafters.open(stream.opening))
+                for drafters in self._drafters
             ]
         if stream.most <= 0:
             return None

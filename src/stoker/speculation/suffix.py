@@ -1,8 +1,8 @@
 """What followed when others came to say the same: n-grams over the answers of a namespace.
 
-After Oliaro et al., "SuffixDecoding", 2024, with hashed n-grams of a few lengths in place of a suffix tree: an
-insertion is an array assignment, memory is fixed, and what an old entry points to is compared before it is
-believed, so that overwritten answers can do no harm.
+After Oliaro et al., "SuffixDecoding", 2024, with hashed n-grams of a few lengths in place of a suffix tree:
+an insertion is an array assignment, memory is fixed, and what an old entry points to is compared before it
+is believed, so that overwritten answers can do no harm.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stoker.speculation.drafter import Proposal
+from stoker.speculation.drafter import Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -85,16 +85,14 @@ def _slot(tokens: Sequence[int]) -> int:
 class SuffixDrafter:
     """One sequence: asks its namespace's pool, and adds its answer to it at the end."""
 
-    def __init__(self, pool: AnswerPool) -> None:
+    def __init__(self, pool: AnswerPool, prompt_tokens: int) -> None:
         self._pool = pool
+        self._prompt_tokens = prompt_tokens
         self._tokens: list[int] = []
-        self._prompt: int | None = None  # tokens that were known at the start
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """See `Drafter`."""
         self._tokens += token_ids
-        if self._prompt is None:
-            self._prompt = len(self._tokens) - 1  # the first token of the answer is shown with the prompt
 
     def propose(self, most: int) -> Proposal | None:
         """See `Drafter`."""
@@ -102,9 +100,9 @@ class SuffixDrafter:
 
     def close(self) -> None:
         """The answer serves others from now on."""
-        if self._prompt is not None and len(self._tokens) - self._prompt > SIZES[-1]:
+        if len(self._tokens) - self._prompt_tokens > SIZES[-1]:
             # With the end of its prompt, so that a like question finds the answer's first words.
-            self._pool.add(self._tokens[max(self._prompt - SIZES[0], 0) :])
+            self._pool.add(self._tokens[max(self._prompt_tokens - SIZES[0], 0) :])
 
 
 class SuffixDrafters:
@@ -116,12 +114,13 @@ class SuffixDrafters:
     def __init__(self) -> None:
         self._pools: OrderedDict[bytes, AnswerPool] = OrderedDict()  # last used last
 
-    def open(self, namespace: bytes) -> SuffixDrafter:
+    def open(self, opening: Opening) -> SuffixDrafter:
         """See `Drafters`."""
+        namespace = opening.namespace
         pool = self._pools.get(namespace)
         if pool is None:
             pool = self._pools[namespace] = AnswerPool()
             if len(self._pools) > MOST_POOLS:
                 self._pools.popitem(last=False)
         self._pools.move_to_end(namespace)
-        return SuffixDrafter(pool)
+        return SuffixDrafter(pool, opening.prompt_tokens)

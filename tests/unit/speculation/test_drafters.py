@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stoker.api.errors import RequestError
+from stoker.speculation import Opening, drafters_of
 from stoker.speculation.ngram import SIZES, NgramDrafter
+from stoker.speculation.prediction import PredictionDrafters
 from stoker.speculation.suffix import POOL_TOKENS, AnswerPool, SuffixDrafters, _slot, _slots
 
 
@@ -85,12 +88,45 @@ def test_a_pool_is_bounded_and_old_places_are_not_believed() -> None:
 
 def test_namespaces_share_nothing() -> None:
     drafters = SuffixDrafters()
-    one = drafters.open(b"a")
+    one = drafters.open(Opening(b"a", prompt_tokens=3))
     one.extend([1, 2, 3])
     one.extend([4, 5, 6, 7, 8])
     one.close()
     for namespace, expected in ((b"a", [6, 7, 8]), (b"b", None)):
-        other = drafters.open(namespace)
+        other = drafters.open(Opening(namespace, prompt_tokens=4))
         other.extend([9, 3, 4, 5])
         found = other.propose(5)
         assert (None if found is None else list(found.tokens)) == expected
+
+
+# --- predictions ---
+
+
+def predicting(prediction: list[int], answer: list[int]) -> list[int] | None:
+    """What is drafted after a prompt of two tokens and this much of an answer."""
+    drafter = PredictionDrafters().open(Opening(prompt_tokens=2, prediction=tuple(prediction)))
+    drafter.extend([90, 91, *answer[:1]])
+    for token in answer[1:]:
+        drafter.extend([token])
+    found = drafter.propose(4)
+    return None if found is None else list(found.tokens)
+
+
+def test_a_prediction_is_followed_left_and_found_again() -> None:
+    prediction = [1, 2, 3, 4, 5, 6, 7, 8]
+    assert predicting(prediction, []) == [1, 2, 3, 4]
+    assert predicting(prediction, [1]) == [2, 3, 4, 5]
+    assert predicting(prediction, [1, 2, 3, 30]) is None
+    assert predicting(prediction, [1, 2, 3, 30, 4, 5]) is None
+    assert predicting(prediction, [1, 2, 3, 30, 4, 5, 6]) == [7, 8]
+    assert predicting(prediction, [40, 41, 5, 6, 7]) == [8]
+    assert predicting(prediction, prediction) is None
+    assert predicting([], [1, 2, 3]) is None
+
+
+def test_names_of_drafters() -> None:
+    assert drafters_of("off") == ()
+    assert [d.name for d in drafters_of("auto")] == ["prediction", "ngram", "suffix"]
+    assert [d.name for d in drafters_of("suffix,ngram")] == ["suffix", "ngram"]
+    with pytest.raises(RequestError, match=r"speculation is 'oracle'; allowed: auto, off, or of prediction"):
+        drafters_of("oracle")
