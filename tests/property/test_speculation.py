@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.drafts import CribbingDrafters, FreeCost
 from tests.fakes import ByteTokenizer, CountingSeeds, RecitingInterpreter, ScriptedInterpreter
 
 from stoker.api import DoneEvent, Event, Request, SamplingParams, TokensEvent
@@ -17,60 +18,11 @@ from stoker.engine.replay import RecordedEngine, replay
 from stoker.engine.scheduler import Output
 from stoker.engine.text import TextEngine
 from stoker.sampling import ReferenceSampler
-from stoker.speculation import Drafters, Opening, Proposal
+from stoker.speculation import Drafters
 from stoker.speculation.ngram import NgramDrafters
 from stoker.speculation.suffix import SuffixDrafters
 
 VOCABULARY = 50
-
-
-class CribbingDrafters:
-    """Knows the answers, and errs at every `err`-th token."""
-
-    name = "crib"
-    kinds = 1
-
-    def __init__(self, answers: Sequence[Sequence[int]], err: int) -> None:
-        self.answers = answers
-        self.err = err
-
-    def open(self, opening: Opening) -> CribbingDrafter:
-        return CribbingDrafter(self.answers, self.err)
-
-
-class CribbingDrafter:
-    """Finds the answer that begins as its sequence does."""
-
-    def __init__(self, answers: Sequence[Sequence[int]], err: int) -> None:
-        self._answers = answers
-        self._err = err
-        self._tokens: list[int] = []
-
-    def extend(self, token_ids: Sequence[int]) -> None:
-        self._tokens += token_ids
-
-    def propose(self, most: int) -> Proposal | None:
-        known = len(self._tokens)
-        for answer in self._answers:
-            if len(answer) > known and list(answer[:known]) == self._tokens:
-                rest = list(answer[known : known + most])
-                return Proposal(
-                    [(t + 1) % VOCABULARY if (known + i) % self._err == 0 else t for i, t in enumerate(rest)],
-                    0,
-                )
-        return Proposal([7] * most, 0)
-
-    def close(self) -> None:
-        """Nothing is kept."""
-
-
-class FreeCost:
-    """Drafts cost nothing, so that as many as there is room for are verified."""
-
-    known = True
-
-    def predict_ms(self, tokens: int, context_tokens: int) -> float:
-        return 1.0 + 1e-9 * tokens
 
 
 def new_engine(
@@ -149,7 +101,7 @@ def test_any_drafts_any_company(
     expected = collect(plain)
     answers = [outputs[-1].sequence.ids.tolist() for outputs in expected.values()]
     entries: list[Entry] = []
-    drafters = (NgramDrafters(), SuffixDrafters(), CribbingDrafters(answers, err))
+    drafters = (NgramDrafters(), SuffixDrafters(), CribbingDrafters(answers, err, VOCABULARY))
     engine = new_engine(
         drafters,
         num_blocks=num_blocks,
@@ -179,7 +131,7 @@ def test_right_guesses_save_steps() -> None:
     plain.add("r", [1, 2, 3], SamplingParams(max_tokens=60, ignore_eos=True), seed=4)
     (expected,) = collect(plain).values()
     answer = expected[-1].sequence.ids.tolist()
-    engine = new_engine((CribbingDrafters([answer], 1000),))
+    engine = new_engine((CribbingDrafters([answer], 1000, VOCABULARY),))
     engine.add("r", [1, 2, 3], SamplingParams(max_tokens=60, ignore_eos=True), seed=4)
     (found,) = collect(engine).values()
     assert said(found) == said(expected)
@@ -243,5 +195,9 @@ def test_texts_end_at_the_same_character(streams: bool, params: dict[str, Any]) 
         )
 
     expected = told(recited(script, (), streams=streams, **params))
-    for drafters in ((NgramDrafters(),), (CribbingDrafters([crib], 1000),), (CribbingDrafters([crib], 3),)):
+    for drafters in (
+        (NgramDrafters(),),
+        (CribbingDrafters([crib], 1000, 256),),
+        (CribbingDrafters([crib], 3, 256),),
+    ):
         assert told(recited(script, drafters, streams=streams, **params)) == expected

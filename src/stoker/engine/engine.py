@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -17,13 +18,14 @@ from stoker.cache.blocks import BlockPool
 from stoker.cache.disk import DiskTier
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
+from stoker.engine.guided import allowed_draft
 from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.engine.pooling import PooledStates
 from stoker.engine.runner import Runner, Samples
 from stoker.engine.scheduler import NO_DRAFTS, Output, Scheduler, SchedulerOptions
 from stoker.engine.sequence import DEFAULT_STANDING, Purpose, Sequence, Standing
-from stoker.grammar.guide import Guides
+from stoker.grammar.guide import Guides, mask_words
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
@@ -204,15 +206,20 @@ class Engine:
 
     def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...]]:
         """What to verify in the next step, if it is one of streams only."""
-        streams = [
-            Stream(s.number, Opening(s.namespace, s.prompt, s.prediction), s.ids, s.limit - s.known - 1)
-            for s in self.scheduler.decoding()
-            if s.guide is None
-        ]
+        streams = [self._stream(sequence) for sequence in self.scheduler.decoding()]
         if not streams:
             return {}
         room = min(budget_tokens, self.options.scheduler.logit_rows) - self.scheduler.running
         return speculator.draft(streams, most_tokens=room)
+
+    def _stream(self, sequence: Sequence) -> Stream:
+        opening = Opening(sequence.namespace, sequence.prompt, sequence.prediction)
+        guide = sequence.guide
+        allowed = None
+        if guide is not None:
+            allowed = partial(allowed_draft, guide, words=mask_words(self.vocabulary))
+        most = sequence.limit - sequence.known - 1
+        return Stream(sequence.number, opening, sequence.ids, most, allowed)
 
     def _advance(
         self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]]
@@ -249,10 +256,10 @@ class Engine:
         return plan, outputs
 
     def _judge(self, speculator: Speculator, plan: StepPlan, outputs: list[Output]) -> None:
-        written = {output.sequence.number: len(output.written) for output in outputs}
+        accepted = {output.sequence.number: output.accepted for output in outputs}
         for chunk in plan.chunks:
             if chunk.draft:
-                speculator.judge(chunk.number, len(chunk.draft), written[chunk.number])
+                speculator.judge(chunk.number, len(chunk.draft), accepted[chunk.number])
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""

@@ -18,6 +18,8 @@ from stoker.engine.plan import Chunk
 from stoker.engine.sequence import Sequence
 from stoker.grammar.guide import Guide, MaskRow, mask_words
 
+Allowed = dict[tuple[int, int], MaskRow | int | StokerError]
+
 
 class Masks:
     """One mask for each sequence of a step that its guide has a say in. `begin`, run the model, `end`."""
@@ -29,20 +31,25 @@ class Masks:
         self._thread: Thread | None = None  # made for the first guide; most engines see none
         self._asked: SimpleQueue[list[tuple[Guide, MaskRow]]] = SimpleQueue()
         self._filled: SimpleQueue[list[Exception | None]] = SimpleQueue()
-        self._wanted: list[Sequence] = []
+        self._forced: dict[tuple[int, int], int] = {}
+        self._wanted: list[tuple[int, int]] = []  # number of the sequence, tokens ahead
         self._rows = np.zeros((0, self._words), np.uint32)
 
     def begin(self, chunks: ListOf[Chunk], sequences: ListOf[Sequence]) -> None:
-        """Start to fill the masks of the sequences that get a token from this step."""
+        """Start to fill the masks of the rows that are sampled in this step."""
+        guides: list[Guide] = []
         for sequence, chunk in zip(sequences, chunks, strict=True):
-            guide = sequence.guide
-            if guide is not None and chunk[3] and not guide.free and not guide.forced:
-                self._wanted.append(sequence)
+            if sequence.guide is not None and chunk[3]:
+                for ahead, guide in enumerate(_along(sequence.guide, chunk.draft)):
+                    if guide.forced:
+                        self._forced[sequence.number, ahead] = guide.forced[0]
+                    elif not guide.free and not guide.finished:
+                        self._wanted.append((sequence.number, ahead))
+                        guides.append(guide)
         if not self._wanted:
             return
         if len(self._rows) < len(self._wanted):
             self._rows = np.zeros((len(self._wanted), self._words), np.uint32)
-        guides = [sequence.guide for sequence in self._wanted if sequence.guide is not None]
         asked = list(zip(guides, self._rows, strict=False))
         if not self._beside:
             self._filled.put(_fill(asked))
@@ -53,18 +60,33 @@ class Masks:
             self._thread.start()
         self._asked.put(asked)
 
-    def end(self) -> dict[int, MaskRow | StokerError]:
-        """By sequence number its mask, [words], valid until the next `begin`; or why it has none, which ends
-        that choice only. Raises what is nobody's fault but ours."""
+    def end(self) -> Allowed:
+        """By sequence number and tokens ahead: the mask, [words], valid until the next `begin`; the token
+        that is forced; or why there is neither, which ends that choice only. Raises what is nobody's fault
+        but ours."""
+        masks: Allowed = {}
+        masks |= self._forced
+        self._forced.clear()
         if not self._wanted:
-            return {}
+            return masks
         wanted, self._wanted = self._wanted, []
-        masks: dict[int, MaskRow | StokerError] = {}
-        for sequence, row, error in zip(wanted, self._rows, self._filled.get(), strict=False):
+        for key, row, error in zip(wanted, self._rows, self._filled.get(), strict=False):
             if error is not None and not isinstance(error, StokerError):
                 raise error
-            masks[sequence.number] = row if error is None else error
+            masks[key] = row if error is None else error
         return masks
+
+
+def _along(guide: Guide, draft: tuple[int, ...]) -> list[Guide]:
+    """The guide, and one for the state after each drafted token."""
+    if not draft:
+        return [guide]
+    guides = [guide]
+    for token_id in draft:
+        ahead = guides[-1].fork()
+        ahead.push(token_id)
+        guides.append(ahead)
+    return guides
 
 
 def _fill_all(

@@ -10,10 +10,10 @@ import numpy as np
 
 from stoker.api.errors import StokerError
 from stoker.cache.blocks import BlockPool
-from stoker.engine.masks import Masks
+from stoker.engine.masks import Allowed, Masks
 from stoker.engine.plan import Chunk, StepPlan
 from stoker.engine.sequence import CONSTRAINT_FAULT, Purpose, Sequence, fault_of
-from stoker.grammar.guide import Guide, MaskRow
+from stoker.grammar.guide import Guide
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
@@ -61,49 +61,74 @@ class Runner:
         if len(batch.hidden_rows):
             _pool(plan.chunks, sequences, self._interpreter.hidden_states)
         rows: list[SampleRow] = []
-        guided: list[tuple[int, Sequence]] = []
+        guided: list[tuple[int, Sequence, Chunk]] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
             if not chunk[3]:
                 continue
             if sequence.purpose is not Purpose.GENERATE:
                 rows += _score_rows(sequence, chunk)
-                continue
-            if sequence.guide is None:
+            elif sequence.guide is None:
                 rows += [_row(sequence, ahead) for ahead in range(len(chunk.draft) + 1)]
-                continue
-            guided.append((len(rows), sequence))
-            rows.append(_guided_row(sequence, sequence.guide, allowed.get(sequence.number)))
+            else:
+                guided.append((len(rows), sequence, chunk))
+                rows += _guided_rows(sequence, chunk, allowed)
         if not rows:
             return _NOTHING_SAMPLED
         result = self._sampler.sample(logits, rows)
-        for row, sequence in guided:
-            self._choose_again(logits, row, rows[row], sequence, result)
+        for first, sequence, chunk in guided:
+            self._choose_again(logits, first, rows, sequence, chunk, result, allowed)
         return result
 
     def _choose_again(
-        self, logits: Float32, row: int, asked: SampleRow, sequence: Sequence, result: SampleResult
+        self,
+        logits: Float32,
+        first: int,
+        rows: list[SampleRow],
+        sequence: Sequence,
+        chunk: Chunk,
+        result: SampleResult,
+        allowed: Allowed,
     ) -> None:
-        """While the guide refuses what a row's sampling gave: take the next best, by the same noise."""
+        """While the guide refuses what a row's sampling gave: take the next best, by the same noise. Of a
+        draft up to the first token that was guessed wrongly: nothing after it will be looked at."""
         guide = sequence.guide
         assert guide is not None
-        if sequence.fault is not None:
-            result.token_ids[row] = -1
-        if asked.forced_token is not None or guide.free:
-            return
-        refused: tuple[int, ...] = ()
+        row = first
         try:
-            while (token_id := int(result.token_ids[row])) >= 0 and guide.refuses(token_id):
-                refused += (token_id,)
-                if len(refused) > _MOST_REFUSED:
-                    result.token_ids[row] = -1
-                    break
-                banned = asked.banned_ids + refused
-                again = self._sampler.sample(logits[row : row + 1], [asked._replace(banned_ids=banned)])
-                result.token_ids[row] = again.token_ids[0]
-                result.logprobs[row] = again.logprobs[0]
+            if chunk.draft:
+                guide = guide.fork()
+            for ahead, guess in enumerate((*chunk.draft, None)):
+                row, found = first + ahead, allowed.get((sequence.number, ahead))
+                if isinstance(found, StokerError):
+                    raise found
+                if rows[row].forced_token is None and not guide.free and not guide.finished:
+                    self._sample_allowed(logits, row, rows[row], guide, sequence, result)
+                if guess is None or result.token_ids[row] != guess:
+                    return
+                guide.push(guess)
         except StokerError as error:  # of this choice alone
             sequence.fault = fault_of(error)
             result.token_ids[row] = -1
+
+    def _sample_allowed(
+        self,
+        logits: Float32,
+        row: int,
+        asked: SampleRow,
+        guide: Guide,
+        sequence: Sequence,
+        result: SampleResult,
+    ) -> None:
+        refused: tuple[int, ...] = ()
+        while (token_id := int(result.token_ids[row])) >= 0 and guide.refuses(token_id):
+            refused += (token_id,)
+            if len(refused) > _MOST_REFUSED:
+                result.token_ids[row] = -1
+                break
+            banned = asked.banned_ids + refused
+            again = self._sampler.sample(logits[row : row + 1], [asked._replace(banned_ids=banned)])
+            result.token_ids[row] = again.token_ids[0]
+            result.logprobs[row] = again.logprobs[0]
         if result.token_ids[row] < 0 and sequence.fault is None and np.isfinite(logits[row]).any():
             sequence.fault = _nothing_left(len(refused))
 
@@ -186,16 +211,17 @@ def _row(sequence: Sequence, ahead: int = 0) -> SampleRow:
     return SampleRow(packed, known, None, 0, banned)
 
 
-def _guided_row(sequence: Sequence, guide: Guide, mask: MaskRow | StokerError | None) -> SampleRow:
-    """A row of a sequence with a guide: forced, under its mask, or of one that has failed."""
-    row = _row(sequence)
-    forced = guide.forced
-    if forced:
-        return row._replace(forced_token=forced[0])
-    if isinstance(mask, StokerError):
-        sequence.fault = fault_of(mask)
-        return row
-    return row if mask is None else row._replace(allowed_mask=mask)
+def _guided_rows(sequence: Sequence, chunk: Chunk, allowed: Allowed) -> list[SampleRow]:
+    """The rows of a sequence with a guide: forced, or under a mask; or free."""
+    rows = []
+    for ahead in range(len(chunk.draft) + 1):
+        row, found = _row(sequence, ahead), allowed.get((sequence.number, ahead))
+        if isinstance(found, int):
+            row = row._replace(forced_token=found)
+        elif found is not None and not isinstance(found, StokerError):
+            row = row._replace(allowed_mask=found)
+        rows.append(row)
+    return rows
 
 
 def _nothing_left(refused: int) -> str:

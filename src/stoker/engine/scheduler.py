@@ -68,6 +68,7 @@ class Output(NamedTuple):
     # Of each of these its log-probability and the likeliest beside it, where they are wanted.
     written_logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     vector: tuple[float, ...] | None = None  # of a sequence that is embedded
+    accepted: int = 0  # of `written`: drafted tokens, the rest is the guide's
 
 
 @dataclass(slots=True)
@@ -213,7 +214,7 @@ class Scheduler:
             sequence = self._running[number]
             if draft:
                 outputs.append(_verify(sequence, draft, token_ids, logprobs, result, row))
-                tokens = outputs[-1].sequence.known - 1 - start
+                tokens = 1 + outputs[-1].accepted
             sequence.computed = end = start + tokens
             if start // BLOCK_TOKENS != end // BLOCK_TOKENS:
                 self._remember(sequence)
@@ -458,20 +459,27 @@ def _verify(
     """Take the model's own tokens at the drafted positions up to the first that was guessed wrongly: exactly
     those that it would have given one by one."""
     tokens: list[int] = []
+    written: tuple[int, ...] = ()
     for guess in (*draft, None):
         token_id = token_ids[row + len(tokens)]
-        sequence.append(token_id)
         tokens.append(token_id)
+        if token_id == guess:
+            sequence.take(token_id)  # what the guide forces after it is in the draft
+        else:
+            written = sequence.accept(token_id)
         if sequence.finish_reason is not None or token_id != guess:
             break
+    accepted = len(tokens) - 1
     sequence.drafted += len(draft)
-    sequence.accepted += len(tokens) - 1
+    sequence.accepted += accepted
     wanted = sequence.packed.top_count
     tops = [_top(result, row + i, wanted) if wanted else () for i in range(len(tokens))]
     more: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     if sequence.params.logprobs is not None:
         more = tuple((logprobs[row + i], tops[i]) for i in range(1, len(tokens)))
-    return Output(sequence, tokens[0], logprobs[row], tops[0], None, tuple(tokens[1:]), more)
+    return Output(
+        sequence, tokens[0], logprobs[row], tops[0], None, (*tokens[1:], *written), more, accepted=accepted
+    )
 
 
 def _top(result: SampleResult, row: int, wanted: int) -> tuple[tuple[int, float], ...]:

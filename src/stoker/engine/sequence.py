@@ -173,28 +173,32 @@ class Sequence:
         return self._ids[start:end]
 
     def accept(self, token_id: int) -> tuple[int, ...]:
-        """`append` a sampled token; then what its guide writes after it without asking the model.
+        """`take` a sampled token; then what its guide writes after it without asking the model.
 
         The tokens written. None where log-probabilities are wanted: those tokens are then forced row by row.
         """
+        self.take(token_id)
+        guide = self.guide
+        if guide is None or self.params.logprobs is not None:
+            return ()
+        written: list[int] = []
+        while self.finish_reason is None and guide.forced:
+            written.append(guide.forced[0])
+            self.take(guide.forced[0])
+        return tuple(written)
+
+    def take(self, token_id: int) -> None:
+        """`append` a token and tell the guide, which may end the sequence, well or in error."""
         self.append(token_id)
         guide = self.guide
         if guide is None or token_id < 0:
-            return ()
-        written: list[int] = []
+            return
         try:
             guide.push(token_id)
-            while self.finish_reason is None and self.params.logprobs is None and guide.forced:
-                forced_id = guide.forced[0]
-                self.append(forced_id)
-                written.append(forced_id)
-                guide.push(forced_id)
+            if guide.finished and not self.ended_by_token:
+                self.finish_reason = "stop"  # also at the limit: nothing is missing
         except StokerError as error:  # of this choice alone
             self.finish_reason, self.stop_reason = "error", fault_of(error)
-            return tuple(written)
-        if guide.finished and not self.ended_by_token:
-            self.finish_reason = "stop"  # also at the limit: nothing is missing
-        return tuple(written)
 
     def append(self, token_id: int) -> None:
         """Add a sampled token and, if it is the last one, say why in `finish_reason`.

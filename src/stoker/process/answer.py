@@ -16,7 +16,8 @@ class Answer:
 
     __slots__ = (
         "_arrived_s", "_loop", "_mailbox", "_prediction", "_prompt_ids", "_sampling", "_waiter", "closed",
-        "given", "key", "open_choices", "progressed", "request", "resent", "scored", "sent", "strikes", "waiting",
+        "given", "key", "open_choices", "progressed", "request", "resent", "scored", "sent", "strikes",
+        "waiting",
     )  # fmt: skip
 
     def __init__(

@@ -95,8 +95,8 @@ class Ready(msgspec.Struct, array_like=True, tag=11, frozen=True):
 TokenRow = tuple[str, int, tuple[int, ...], str]  # key, choice, token ids, text
 LogprobRow = tuple[int, float, tuple[tuple[int, float], ...]]  # token id, logprob, likeliest
 ScoredRow = tuple[str, int, tuple[int, ...], str, tuple[LogprobRow, ...]]
-# key, choice, why, at what, seed, tokens of the prompt, of the answer, cached, of thoughts, drafted, accepted,
-# time in the queue, warnings
+# key, choice, why, at what, seed; tokens of the prompt, of the answer, cached, of thoughts, drafted,
+# accepted; time in the queue, warnings
 DoneRow = tuple[
     str, int, FinishReason, str | int | None, int, int, int, int, int, int, int, float | None, tuple[str, ...]
 ]

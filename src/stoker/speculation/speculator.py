@@ -7,7 +7,7 @@ Acceptance is estimated from what was accepted so far, of a sequence and of all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -47,6 +47,8 @@ class Stream(NamedTuple):
     opening: Opening
     ids: Int32  # [known]
     most: int  # drafted tokens it has room for
+    # Where not every token may come: the beginning of a draft that may, at most so many tokens.
+    allowed: Callable[[Sequence[int], int], tuple[int, ...]] | None = None
 
 
 @dataclass(slots=True)
@@ -164,7 +166,8 @@ class Speculator:
                 _Source(drafters.name, drafters.kinds, drafters.open(stream.opening))
                 for drafters in self._drafters
             ]
-        if stream.most <= 0:
+        most = min(stream.most, MOST_DRAFTED)
+        if most <= 0:
             return None
         best: _Candidate | None = None
         best_gain = 0.0
@@ -174,7 +177,9 @@ class Speculator:
                 continue
             source.drafter.extend(stream.ids[source.shown :].tolist())
             source.shown = len(stream.ids)
-            proposal = source.drafter.propose(min(stream.most, MOST_DRAFTED))
+            proposal = source.drafter.propose(most)
+            if proposal is not None and stream.allowed is not None:
+                proposal = Proposal(stream.allowed(proposal.tokens, most), proposal.kind)
             if proposal is None or not proposal.tokens:
                 continue
             rate = self._rate(source, proposal.kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.drafts import CribbingDrafters, FreeCost
 from tests.fakes import ByteTokenizer, ScriptedInterpreter, text_engine
 
 from stoker.api import DoneEvent, PromptEvent, Request, SamplingParams, TokensEvent
@@ -20,6 +22,7 @@ from stoker.engine.scheduler import Output
 from stoker.engine.text import TextEngine
 from stoker.grammar.guide import MaskRow
 from stoker.sampling import ReferenceSampler
+from stoker.speculation import Drafters
 
 VOCABULARY = 60
 CONSTRAINED = Constraint("regex", "what it says does not matter to a scripted guide")
@@ -73,6 +76,11 @@ class ScriptedGuide:
         rest = self.forced[1:]
         self.forced = rest or ((1, 3, 5) if token_id % 6 == 0 and not self.finished else ())
 
+    def fork(self) -> ScriptedGuide:
+        made = copy(self)
+        made.tokens = list(self.tokens)
+        return made
+
 
 class ScriptedGuides:
     """Gives `ScriptedGuide`s."""
@@ -90,12 +98,19 @@ class ScriptedGuides:
         return self.made[-1]
 
 
-def new_engine(journal: list[Entry] | None = None, *, spare_core: bool = True, **scheduler: int) -> Engine:
+def new_engine(
+    journal: list[Entry] | None = None,
+    *,
+    spare_core: bool = True,
+    drafters: Sequence[Drafters] = (),
+    **scheduler: int,
+) -> Engine:
     return Engine(
         ScriptedInterpreter(vocabulary=VOCABULARY, num_blocks=40),
         ReferenceSampler(),
         EngineOptions(600, frozenset({59}), SchedulerOptions(**scheduler), spare_core=spare_core),
         journal=None if journal is None else journal.append,
+        drafters=drafters,
     )
 
 
@@ -325,3 +340,77 @@ def test_leaving_while_the_prompt_is_scored() -> None:
     with pytest.raises(EngineError, match="scripted"):
         list(run(engine))
     assert not engine._scoring
+
+
+# --- drafts ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    batch_tokens=st.sampled_from([8, 17, 64]),
+    seed=st.integers(0, 1 << 63),
+    first=st.sampled_from([(), (7,), (7, 9, 11)]),
+    max_tokens=st.sampled_from([1, 2, 3, 17, 60]),
+    err=st.sampled_from([1, 2, 5, 1000]),
+    logprobs=st.sampled_from([None, 1]),
+    faulty_at=st.sampled_from([None, 0, 9]),
+    spare_core=st.booleans(),
+)
+def test_drafts_change_nothing(
+    prompts: list[int],
+    batch_tokens: int,
+    seed: int,
+    first: tuple[int, ...],
+    max_tokens: int,
+    err: int,
+    logprobs: int | None,
+    faulty_at: int | None,
+    spare_core: bool,
+) -> None:
+    def fill(engine: Engine) -> dict[tuple[str, int], list[Output]]:
+        for number, tokens in enumerate(prompts):
+            asked = SamplingParams(constraint=CONSTRAINED, max_tokens=max_tokens, n=2, logprobs=logprobs)
+            guides = ScriptedGuides(first, faulty_at)
+            engine.add(str(number), [number + i for i in range(tokens)], asked, seed=seed, guides=guides)
+        return collect(engine)
+
+    def told(found: dict[tuple[str, int], list[Output]]) -> dict[tuple[str, int], object]:
+        return {
+            key: (
+                tokens_of(outputs),
+                [
+                    entry
+                    for o in outputs
+                    for token, entry in zip(
+                        (o.token_id, *o.written), ((o.logprob, o.top), *o.written_logprobs), strict=False
+                    )
+                    if logprobs is not None and token != -1
+                ],
+                outputs[-1].sequence.finish_reason,
+                outputs[-1].sequence.stop_reason,
+            )
+            for key, outputs in found.items()
+        }
+
+    plain = fill(new_engine())
+    answers = [outputs[-1].sequence.ids.tolist() for outputs in plain.values()]
+    drafters = (CribbingDrafters(answers, err, VOCABULARY),)
+    engine = new_engine(drafters=drafters, batch_tokens=batch_tokens, max_sequences=6, spare_core=spare_core)
+    assert engine._speculator is not None
+    engine._speculator._cost = FreeCost()
+    assert told(fill(engine)) == told(plain)
+
+
+def test_right_guesses_of_guided_answers_save_steps() -> None:
+    plain = new_engine()
+    plain.add("r", [4, 5], SamplingParams(constraint=CONSTRAINED), seed=12, guides=ScriptedGuides())
+    (expected,) = collect(plain).values()
+    answer = expected[-1].sequence.ids.tolist()
+    engine = new_engine(drafters=(CribbingDrafters([answer], 1000, VOCABULARY),))
+    assert engine._speculator is not None
+    engine._speculator._cost = FreeCost()
+    engine.add("r", [4, 5], SamplingParams(constraint=CONSTRAINED), seed=12, guides=ScriptedGuides())
+    (found,) = collect(engine).values()
+    assert tokens_of(found) == tokens_of(expected)
+    assert engine.stats().steps < plain.stats().steps / 2
