@@ -16,6 +16,7 @@ import typer.main
 
 from stoker.cli.bench_grammar import bench_grammar
 from stoker.cli.bench_serve import bench_serve
+from stoker.cli.bench_speculation import bench_speculation
 from stoker.cli.options import JsonOption, ModelArgument, ThreadsOption
 from stoker.cli.output import print_json, print_table, step_progress
 
@@ -31,8 +32,8 @@ def bench(
     Tokens per second of prompts and answers (medians of several runs), cold start, and the machine's limits
     beside them. Takes about a minute for a small model; docs/guides/measure.md explains the names.
 
-    `stoker bench serve` measures a server instead, and `stoker bench grammar` structured output; each has
-    its own --help.
+    `stoker bench serve` measures a server instead, `stoker bench grammar` structured output, and `stoker
+    bench speculation` drafts; each has its own --help.
     """
     from stoker.cli.compose import bench_model
     from stoker.cli.pull import fetch_if_missing
@@ -84,5 +85,5 @@ def _shown(name: str, value: Any) -> str:
 
 # What `stoker bench` measures besides a model, by its name on the command line.
 MEASUREMENTS: Mapping[str, Callable[..., None]] = MappingProxyType(
-    {"grammar": bench_grammar, "serve": bench_serve}
+    {"grammar": bench_grammar, "serve": bench_serve, "speculation": bench_speculation}
 )

@@ -63,6 +63,8 @@ class Engine:
         """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is
         told all that happens, steps before they are committed. `tier` keeps what leaves the prefix cache.
         """
+        self.interpreter = interpreter
+        self.sampler = sampler
         self.vocabulary = interpreter.vocabulary
         self.block_bytes = interpreter.block_bytes
         self.options = options

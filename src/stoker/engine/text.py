@@ -165,6 +165,19 @@ class TextEngine:
         self._requests: dict[str, _OpenRequest] = {}  # by request id, while open
         self._scoring: dict[str, _Scoring] = {}  # by the id of the scoring: prompts scored for a request
 
+    def with_engine(self, engine: Engine) -> TextEngine:
+        """The same around another engine of the same model; one of the two is stepped at a time."""
+        return TextEngine(
+            engine,
+            self.tokenizer,
+            seeds=self._seeds,
+            name=self.name,
+            encode_chat=self._encode_chat,
+            guides_of=self._guides_of,
+            pooling=self.pooling,
+            notes=self.notes,
+        )
+
     @property
     def busy(self) -> bool:
         """True while a request is open."""
@@ -388,7 +401,12 @@ class TextEngine:
         events.append(choice.event(sequence.request_id, sequence.choice))
         thoughts = 0 if sequence.guide is None else sequence.guide.thought_tokens
         usage = Usage(
-            sequence.prompt, choice.total, sequence.cached or 0, thoughts, sequence.drafted, sequence.accepted
+            sequence.prompt,
+            choice.total,
+            sequence.cached or 0,
+            thoughts,
+            sequence.drafted,
+            min(sequence.accepted, choice.total),  # what came after a stop string is no part of it
         )
         opened = self._requests[sequence.request_id]
         done = DoneEvent(

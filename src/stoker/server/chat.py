@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,11 @@ async def understand(
             messages=[message.model_dump(exclude_none=True) for message in fields.messages],
             metadata=fields.metadata or {},
         )
+    request = engine_request(service, scope, fields, model, prompt, prepared.sampling)
+    if fields.prediction is not None:
+        request = dataclasses.replace(request, prediction=fields.prediction.text)
     return Asked(
-        (engine_request(service, scope, fields, model, prompt, prepared.sampling),),
+        (request,),
         stream=bool(fields.stream),
         include_usage=include_usage,
         continuous_usage=continuous_usage,

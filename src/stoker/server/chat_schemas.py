@@ -60,6 +60,18 @@ class AssistantToolCall(Fields):
     index: int | None = Field(None, description="Of a streamed call; not needed.")
 
 
+class Prediction(Fields):
+    """What the answer may be like."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatMessage(Fields):
     """One turn. What a role needs besides: `content`, except with `tool_calls`; a tool's `tool_call_id`."""
 

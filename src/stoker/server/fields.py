@@ -35,7 +35,6 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         "prompt_cache_retention": "prompts are cached as long as there is room for them; allowed: in_memory",
         "audio": _TEXT_ONLY,
         "modalities": f'{_TEXT_ONLY}; allowed: ["text"]',
-        "prediction": "predicted outputs are not supported",
         "verbosity": "no model here takes it; allowed: medium",
         "web_search_options": "this server searches nothing",
         "suffix": "text in the middle of two others is not supported",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from stoker.api.request import MAX_CHOICES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SEEDS
-from stoker.server.chat_schemas import ChatMessage, FunctionTool, ToolChoiceField
+from stoker.server.chat_schemas import ChatMessage, FunctionTool, Prediction, ToolChoiceField
 from stoker.server.chat_schemas import Fields as Fields
 from stoker.server.output_schemas import ResponseFormat, StructuredOutputs
 from stoker.server.tool_checks import MAX_TOOLS
@@ -127,6 +127,9 @@ class ChatCompletionRequest(GenerationFields):
     prompt_cache_key: str | None = Field(
         None, max_length=1024, description="Not needed: every prompt is found by its tokens."
     )
+    prediction: Prediction | None = Field(
+        None, description="What the answer may be like: it comes sooner where it is, and is the same anyway."
+    )
     store: bool | None = Field(None, description="Keep the answer, to be had from this path by its id.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(
         None, max_length=16, description="Kept with a stored answer."
@@ -186,6 +189,8 @@ class CompletionTokensDetails(BaseModel):
     """Of the answers' tokens."""
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int = Field(description="Drafted tokens that became part of the answer.")
+    rejected_prediction_tokens: int = Field(description="Others: work, and no part of `completion_tokens`.")
 
 
 class Usage(BaseModel):

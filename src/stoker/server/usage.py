@@ -15,6 +15,8 @@ class UsageCount:
     n: int  # choices of each prompt
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     _prompts: dict[int, tuple[int, int]] = field(default_factory=dict)  # number -> (tokens, cached)
 
     def add(self, done: DoneEvent) -> None:
@@ -25,6 +27,8 @@ class UsageCount:
         self._prompts[prompt] = (tokens, min(cached, done.usage.cached_tokens))
         self.completion_tokens += done.usage.completion_tokens
         self.reasoning_tokens += done.usage.reasoning_tokens
+        self.drafted_tokens += done.usage.drafted_tokens
+        self.accepted_tokens += done.usage.accepted_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """OpenAI's object."""
@@ -34,5 +38,9 @@ class UsageCount:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(cached for _, cached in self._prompts.values())},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.drafted_tokens - self.accepted_tokens,
+            },
         }

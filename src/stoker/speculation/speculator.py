@@ -24,6 +24,9 @@ _FORGET_ALL = 0.995
 _PRIOR_WEIGHT = 2.0  # in tries, of all sequences' experience against the sequence's own
 _FIRST_GUESS = 0.5
 _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it is tried, to see whether it is
+# A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
+# that others wait for.
+_MARGIN = 1.25
 _LEAST_WORTH = 0.02  # a token that is accepted less often is never worth its row of logits
 
 
@@ -113,7 +116,7 @@ class Speculator:
         candidates = []
         for stream in streams:
             cost_ms = token_ms + context_ms * len(stream.ids)
-            found = self._candidate(stream, cost_ms, len(streams) * cost_ms / base_ms)
+            found = self._candidate(stream, cost_ms, _MARGIN * len(streams) * cost_ms / base_ms)
             if found is not None:
                 candidates.append(found)
         depths = _depths(candidates, len(streams), base_ms, most_tokens)
@@ -218,7 +221,7 @@ def _depths(
                 best < 0 or chance * candidates[best].cost_ms > chances[best] * candidates[i].cost_ms
             ):
                 best = i
-        if best < 0 or chances[best] * cost_ms <= expected * candidates[best].cost_ms:
+        if best < 0 or chances[best] * cost_ms <= _MARGIN * expected * candidates[best].cost_ms:
             break
         expected += chances[best]
         cost_ms += candidates[best].cost_ms

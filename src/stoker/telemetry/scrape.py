@@ -83,6 +83,18 @@ _ENGINE_METRICS: Sequence[_EngineMetric] = (
     ),
     _EngineMetric(
         "counter",
+        ("stoker_drafted_tokens", "vllm:spec_decode_num_draft_tokens"),
+        "Tokens that were guessed and verified beside a stream's next one.",
+        lambda stats: stats.drafted_tokens,
+    ),
+    _EngineMetric(
+        "counter",
+        ("stoker_accepted_tokens", "vllm:spec_decode_num_accepted_tokens"),
+        "Guessed tokens that the model said as well; each saved a step of its stream.",
+        lambda stats: stats.accepted_tokens,
+    ),
+    _EngineMetric(
+        "counter",
         ("stoker_prefix_queried_tokens", "vllm:prefix_cache_queries"),
         "Prompt tokens that were looked up in the prefix cache.",
         lambda stats: stats.prefix_queries_tokens,

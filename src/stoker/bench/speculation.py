@@ -1,0 +1,164 @@
+"""`stoker bench speculation`: streams with and without drafts, side by side, on four kinds of work.
+
+For each kind and concurrency all drafters take turns, run by run, on the same prompts and the same loaded
+model; the answers must be equal, or the measurement fails.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stoker.api.chat import Message
+from stoker.api.errors import EngineError, RequestError
+from stoker.api.events import DoneEvent, TokensEvent
+from stoker.api.request import Request, SamplingParams
+from stoker.bench.speculation_prompts import WORKLOADS, prompts_of
+from stoker.engine import Engine
+from stoker.engine.load import LoadOptions, load_text_engine
+from stoker.engine.text import TextEngine
+from stoker.speculation import AUTO, DRAFTERS, drafters_of
+
+PLAIN = "plain"
+CONCURRENCIES = (1, 4, 16, 32)
+ANSWER_TOKENS = 128
+LEAST_PROMPTS = 6  # of a workload, one after the other where the concurrency is 1
+Progress = Callable[[int, int, str], None]  # (measurements done, of how many, the one under way)
+
+
+@dataclass(slots=True)
+class _Measured:
+    """One drafter at one workload and concurrency; one number for each run."""
+
+    tokens_per_s: list[float] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    stream_steps: int = 0  # steps, each counted once for every stream in it
+
+
+def measure_speculation(
+    model: Path,
+    *,
+    threads: int | None,
+    runs: int,
+    concurrencies: Sequence[int],
+    temperature: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What `stoker bench speculation` prints: `rows` of workload, concurrency, drafter, tokens_per_s, speedup
+    (over plain, run by run, median), acceptance (of drafted tokens), tokens_per_step (of one stream).
+
+    Raises `RequestError` for a model without a chat template, `EngineError` if drafts changed an answer.
+    """
+    loaded = load_text_engine(model, LoadOptions(threads, speculation="off"), seeds=_OneSeed())
+    if not loaded.tokenizer.chat_template:
+        raise RequestError(f"{model.name} has no chat template; allowed: a model that chats")
+    names = (PLAIN, *(name for name in DRAFTERS if name != "prediction"), AUTO)  # no prompt predicts
+    total = len(WORKLOADS) * len(concurrencies)
+    rows = []
+    for done, (workload, concurrency) in enumerate((w, c) for w in WORKLOADS for c in concurrencies):
+        progress(done, total, f"{workload} x {concurrency}")
+        prompts = prompts_of(workload, max(LEAST_PROMPTS, 2 * concurrency))
+        measured: dict[str, _Measured] = {name: _Measured() for name in names}
+        expected: dict[str, list[int]] | None = None
+        for run in range(runs + 1):  # the first one warms, and is not counted
+            for name in names:
+                engine = _engine(loaded, "off" if name == PLAIN else name)
+                answers = _run(engine, prompts, concurrency, temperature, measured[name], counted=run > 0)
+                if expected is None:
+                    expected = answers
+                if answers != expected:
+                    raise EngineError(f"{name} changed an answer of {workload} at concurrency {concurrency}")
+        rows += _rows(workload, concurrency, measured)
+    return {
+        "model": model.name,
+        "runs": runs,
+        "temperature": temperature,
+        "answer_tokens": ANSWER_TOKENS,
+        "rows": rows,
+    }
+
+
+def _engine(loaded: TextEngine, drafters: str) -> TextEngine:
+    """A new engine on the same weights: empty caches, and drafters that know nothing yet."""
+    old = loaded.engine
+    engine = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters))
+    return loaded.with_engine(engine)
+
+
+def _run(
+    engine: TextEngine,
+    prompts: Sequence[str],
+    concurrency: int,
+    temperature: float,
+    measured: _Measured,
+    *,
+    counted: bool,
+) -> dict[str, list[int]]:
+    """Answer all prompts, so many at once; token ids by request."""
+    requests = [
+        Request(
+            str(number),
+            (Message("user", prompt),),
+            SamplingParams(temperature=temperature, max_tokens=ANSWER_TOKENS, seed=number),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    waiting = [(request, engine.encode(request)) for request in reversed(requests)]
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    opened = stream_steps = 0
+    started_s = time.perf_counter()
+    while waiting or opened:
+        while waiting and opened < concurrency:
+            engine.open(*waiting.pop())
+            opened += 1
+        step_s = time.perf_counter()
+        events = engine.step()
+        engine.engine.observe((time.perf_counter() - step_s) * 1000)
+        for event in events:
+            if isinstance(event, TokensEvent):
+                answers[event.request_id] += event.token_ids
+                stream_steps += bool(event.token_ids)
+            elif isinstance(event, DoneEvent):
+                opened -= 1
+    elapsed_s = time.perf_counter() - started_s
+    if counted:
+        stats = engine.engine.stats()
+        tokens = sum(map(len, answers.values()))
+        measured.tokens_per_s.append(tokens / elapsed_s)
+        measured.drafted += stats.drafted_tokens
+        measured.accepted += stats.accepted_tokens
+        measured.tokens += tokens
+        measured.stream_steps += stream_steps
+    return answers
+
+
+def _rows(workload: str, concurrency: int, measured: dict[str, _Measured]) -> list[dict[str, Any]]:
+    plain = measured[PLAIN].tokens_per_s
+    return [
+        {
+            "workload": workload,
+            "concurrency": concurrency,
+            "drafter": name,
+            "tokens_per_s": round(statistics.median(one.tokens_per_s), 1),
+            "speedup": round(
+                statistics.median(a / b for a, b in zip(one.tokens_per_s, plain, strict=True)), 3
+            ),
+            "acceptance": round(one.accepted / one.drafted, 3) if one.drafted else None,
+            "tokens_per_step": round(one.tokens / one.stream_steps, 2),
+        }
+        for name, one in measured.items()
+    ]
+
+
+class _OneSeed:
+    """Requests bring their seeds; nothing is drawn."""
+
+    def draw(self) -> int:
+        """Never asked for."""
+        return 0

@@ -1,0 +1,117 @@
+"""How much is drafted: by cost, by success, and the same for the same past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from stoker.speculation import Opening, Proposal, Speculator, Stream
+from stoker.speculation.speculator import MOST_DRAFTED
+
+
+class Cost:
+    """base_ms + token_ms for each token."""
+
+    known = True
+
+    def __init__(self, base_ms: float, token_ms: float) -> None:
+        self.base_ms, self.token_ms = base_ms, token_ms
+
+    def predict_ms(self, tokens: int, context_tokens: int) -> float:
+        return self.base_ms + self.token_ms * tokens
+
+
+class CountingDrafters:
+    """Always proposes 0, 1, 2, ..."""
+
+    kinds = 1
+
+    def __init__(self, name: str = "counting") -> None:
+        self.name = name
+        self.asked = 0
+
+    def open(self, opening: Opening) -> CountingDrafters:
+        return self
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Not needed."""
+
+    def propose(self, most: int) -> Proposal | None:
+        self.asked += 1
+        return Proposal(range(most), 0)
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+def streams(count: int, most: int = 100) -> list[Stream]:
+    return [Stream(i, Opening(), np.zeros(5, np.int32), most) for i in range(count)]
+
+
+def drafted(speculator: Speculator, count: int, *, share: float, steps: int = 40) -> int:
+    """Tokens drafted in the last step, when of each draft this share is accepted."""
+    chosen: dict[int, tuple[int, ...]] = {}
+    for _ in range(steps):
+        chosen = speculator.draft(streams(count), most_tokens=512)
+        for number, tokens in chosen.items():
+            speculator.judge(number, len(tokens), round(share * len(tokens)))
+    return sum(map(len, chosen.values()))
+
+
+def test_what_costs_nothing_is_drafted_and_what_costs_as_much_as_a_step_is_not() -> None:
+    assert drafted(Speculator([CountingDrafters()], Cost(10, 0.001)), 1, share=1.0) == MOST_DRAFTED
+    assert drafted(Speculator([CountingDrafters()], Cost(0.001, 10)), 1, share=1.0) == 0
+
+
+def test_success_is_followed() -> None:
+    found = [drafted(Speculator([CountingDrafters()], Cost(5, 0.5)), 1, share=s) for s in (0.0, 0.5, 1.0)]
+    assert found[0] <= 1 < found[1] < found[2]
+
+
+def test_under_load_it_steps_aside_and_is_not_even_asked() -> None:
+    drafters = CountingDrafters()
+    speculator = Speculator([drafters], Cost(4.5, 0.57))
+    assert drafted(speculator, 32, share=0.5) == 0
+    asked = drafters.asked
+    drafted(speculator, 32, share=0.5, steps=10)
+    assert drafters.asked == asked
+    assert drafted(Speculator([CountingDrafters()], Cost(4.5, 0.57)), 1, share=0.5) > 1
+
+
+def test_the_better_of_two_is_asked() -> None:
+    good, bad = CountingDrafters("good"), CountingDrafters("bad")
+    speculator = Speculator([bad, good], Cost(10, 0.1))
+    for _ in range(60):
+        for number, tokens in speculator.draft(streams(1), most_tokens=64).items():
+            name = speculator._asked[number].source.name
+            speculator.judge(number, len(tokens), len(tokens) if name == "good" else 0)
+    speculator.draft(streams(1), most_tokens=64)
+    assert speculator._asked[0].source.name == "good"
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_room_is_kept(most: int) -> None:
+    speculator = Speculator([CountingDrafters()], Cost(10, 0.001))
+    assert sum(map(len, speculator.draft(streams(3), most_tokens=most).values())) <= max(most, 0)
+    assert all(len(t) <= most for t in speculator.draft(streams(3, most=most), most_tokens=64).values())
+
+
+def test_the_same_past_gives_the_same_drafts() -> None:
+    runs = []
+    for _ in range(2):
+        speculator = Speculator([CountingDrafters()], Cost(5, 0.4))
+        runs.append([drafted(speculator, 4, share=share, steps=7) for share in (0.9, 0.1, 0.5)])
+    assert runs[0] == runs[1]
+
+
+def test_what_has_ended_is_forgotten() -> None:
+    speculator = Speculator([CountingDrafters()], Cost(10, 0.1))
+    speculator.draft(streams(3), most_tokens=64)
+    for number in range(3):
+        speculator.forget(number)
+        speculator.forget(number)
+    assert not speculator._sources
+    assert not speculator._asked
+    speculator.judge(1, 3, 2)  # of a stream that ended in the step
