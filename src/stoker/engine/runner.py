@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from operator import add
 from typing import Final, Protocol
 
@@ -93,22 +94,22 @@ class Runner:
         draft up to the first token that was guessed wrongly: nothing after it will be looked at."""
         guide = sequence.guide
         assert guide is not None
-        row = first
-        try:
-            if chunk.draft:
-                guide = guide.fork()
-            for ahead, guess in enumerate((*chunk.draft, None)):
-                row, found = first + ahead, allowed.get((sequence.number, ahead))
+        if chunk.draft:
+            guide = guide.fork()
+        for ahead, guess in enumerate((*chunk.draft, None)):
+            row, found = first + ahead, allowed.get((sequence.number, ahead))
+            try:
                 if isinstance(found, StokerError):
                     raise found
                 if rows[row].forced_token is None and not guide.free and not guide.finished:
                     self._sample_allowed(logits, row, rows[row], guide, sequence, result)
-                if guess is None or result.token_ids[row] != guess:
-                    return
+            except StokerError as error:  # of this choice alone
+                sequence.fault = fault_of(error)
+                result.token_ids[row] = -1
+            if guess is None or result.token_ids[row] != guess:
+                return
+            with suppress(StokerError):  # the sequence's own guide will say so when it is told
                 guide.push(guess)
-        except StokerError as error:  # of this choice alone
-            sequence.fault = fault_of(error)
-            result.token_ids[row] = -1
 
     def _sample_allowed(
         self,
