@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListOf
+from contextlib import suppress
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def allowed_draft(guide: Guide, draft: ListOf[int], most: int, *, words: int) ->
     ahead = guide.fork()
     mask = np.zeros(words, np.uint32)
     rest = list(draft)
-    try:
+    with suppress(StokerError):  # too complex to follow that far: what was found stands
         while len(allowed) < most and not ahead.finished:
             if ahead.forced:
                 token_id = ahead.forced[0]
@@ -30,8 +31,6 @@ def allowed_draft(guide: Guide, draft: ListOf[int], most: int, *, words: int) ->
                 break
             allowed.append(token_id)
             ahead.push(token_id)
-    except StokerError:  # too complex to follow that far: what was found stands
-        pass
     return tuple(allowed)
 
 

@@ -38,7 +38,11 @@ def test_a_chat_in_one_piece(served: Served) -> None:
         "completion_tokens": tokens,
         "total_tokens": 19 + tokens,
         "prompt_tokens_details": {"cached_tokens": 3},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
     assert answer["id"] == "chatcmpl-" + response.headers["x-request-id"]
     assert (answer["model"], answer["object"]) == ("fake", "chat.completion")
