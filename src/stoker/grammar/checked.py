@@ -67,6 +67,10 @@ class CheckedGuide:
         elif token_id not in self._vocabulary.stop_ids:
             self._checks.feed(self._vocabulary.tokenizer.token_bytes(token_id))
 
+    def leave_run(self) -> None:
+        """See `GrammarGuide`."""
+        self._inner.leave_run()
+
 
 class _Search:
     """Follows what a grammar leaves until there is a choice among many tokens."""

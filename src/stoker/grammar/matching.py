@@ -65,6 +65,10 @@ class GrammarGuide:
         self.forced = self.forced[1:]
         self._force()
 
+    def leave_run(self) -> None:
+        """Forget what is forced: another token comes that the grammar allows too."""
+        self.forced = ()
+
     def _force(self) -> None:
         if not self.forced and not self.finished:
             self.forced = tuple(self._matcher.compute_ff_tokens())
