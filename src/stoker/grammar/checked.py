@@ -71,6 +71,10 @@ class CheckedGuide:
         """See `Guide`."""
         return CheckedGuide(self._inner.fork(), self._checks.copy(), self._vocabulary)
 
+    def leave_run(self) -> None:
+        """See `GrammarGuide`."""
+        self._inner.leave_run()
+
 
 class _Search:
     """Follows what a grammar leaves until there is a choice among many tokens."""

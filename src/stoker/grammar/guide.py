@@ -105,6 +105,9 @@ class FreeGuide:
         """Every token is."""
         return True
 
+    def leave_run(self) -> None:
+        """Nothing is ever forced."""
+
     def push(self, token_id: int) -> None:
         """Changes nothing."""
 

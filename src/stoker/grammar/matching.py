@@ -69,6 +69,10 @@ class GrammarGuide:
         """See `Guide`."""
         return GrammarGuide(self._matcher.deep_copy(), self._vocabulary, forced=self.forced)
 
+    def leave_run(self) -> None:
+        """Forget what is forced: another token comes that the grammar allows too."""
+        self.forced = ()
+
     def _force(self) -> None:
         if not self.forced and not self.finished:
             self.forced = tuple(self._matcher.compute_ff_tokens())

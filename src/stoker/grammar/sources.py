@@ -38,7 +38,7 @@ def source_of(constraint: Constraint, vocabulary: Vocabulary) -> Source:
         checks = partial(JsonChecks, ready.plan) if ready.tested else None
         return Source(ready.matcher, ready.warnings, checks)
     if kind == "regex":
-        return Source(LLMatcher.grammar_from_regex(constraint.text))
+        return Source(LLMatcher.grammar_from_regex(_with_ascii_digits(constraint.text)))
     if kind == "choice":
         words = " | ".join(map(json.dumps, dict.fromkeys(constraint.choices)))
         return Source(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}\n"))
@@ -65,6 +65,21 @@ def _tags(tags: Tags, vocabulary: Vocabulary) -> Source:
     if any(schema.tested for schema in ready):
         checks = partial(TagChecks if all(tag.begin for tag in tags.tags) else OneTagChecks, places)
     return Source(LLMatcher.grammar_from_lark(text), warnings, checks)
+
+
+def _with_ascii_digits(pattern: str) -> str:
+    """A regex whose \\d is [0-9], as in patterns of schemas: Rust's has the digits of all scripts, and a
+    model that has begun a token of their bytes can only go on with them."""
+    out: list[str] = []
+    at, depth = 0, 0  # of classes
+    while at < len(pattern):
+        piece = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
+        after = at + len(piece)
+        depth = max(0, depth + (piece == "[") - (piece == "]"))
+        is_bound = depth > 0 and (out[-1:] == ["-"] or pattern[after : after + 1] == "-")  # Rust refuses it
+        out.append("[0-9]" if piece == "\\d" and not is_bound else piece)
+        at = after
+    return "".join(out)
 
 
 def _as_lark(text: str) -> str:

@@ -178,6 +178,9 @@ class ThinkingGuide:
             self._tail = text[len(expected) :]
             return
         if self._inner_alive and self._inner.allows(token_id):
+            if self._inner.forced[:1] != (token_id,):
+                # The marks begin alike (<think>, <tool_call>), and a piece of one came, not the forced token.
+                self._inner.leave_run()
             self._inner.push(token_id)
         else:
             self._inner_alive = False

@@ -75,7 +75,7 @@ async def understand(
     if fields.store:
         if store is None:
             raise refuse("store", "store is true, but this server keeps nothing; allowed: false")
-        answer_id = await store.new_id()
+        answer_id = await store.new_id(owner(scope), request_id(scope))
         keep = functools.partial(
             store.keep,
             owner(scope),

@@ -24,8 +24,9 @@ TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 StopText = Annotated[str, Field(min_length=1, max_length=4096)]
-MetadataKey = Annotated[str, Field(max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=512)]
+# PostgreSQL keeps no NUL in a text.
+MetadataKey = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 KeepAlive = Annotated[str, Field(pattern=r"^-?[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)?$")]
 
 

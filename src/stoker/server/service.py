@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -126,6 +128,13 @@ class Service:
     def now_s(self) -> int:
         """Unix seconds, for `created`."""
         return int(time.time()) if self.fixed_s is None else self.fixed_s
+
+    def stored_hex(self, owner: str, request_id: str) -> str:
+        """What the id of nothing else that is stored has; of a batch's line, which may be asked again, always
+        the same, so that it is stored once."""
+        if self.fixed_s is None:
+            return uuid.uuid4().hex
+        return hashlib.sha256(f"{owner}/{request_id}".encode()).hexdigest()[:32]
 
     def in_background(self, host: ModelHost, created_s: int) -> Service:
         """A service for calls that nobody waits for: `host` answers them, and its clock stands still, so that

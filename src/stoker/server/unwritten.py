@@ -65,13 +65,16 @@ class Unwritten:
 
     async def _write_all(self) -> None:
         for key, entry in list(self._entries.items()):
+            if self._entries.get(key) is not entry:  # dropped while another one was written
+                continue
             try:
                 await entry.write()
             except (UnavailableError, CapacityError):
                 raise
             except StokerError as error:  # this one will never be taken, the others may
                 _LOGGER.error("%s is lost: %s", key, error)
-            self._entries.pop(key, None)
+            if self._entries.get(key) is entry:
+                del self._entries[key]
 
     async def close(self) -> None:
         """Try a last time to write what waits; say what is lost."""

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 from typing import TYPE_CHECKING
 
+from stoker.api.errors import UnavailableError
 from stoker.state.location import StateLocation
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class StateSource:
         if self._state is not None:
             return self._state
         async with self._lock:
+            if self._closed:  # else nobody would close what is opened now
+                raise UnavailableError("the state is closed: the server is stopping")
             if self._state is None:
                 # Not the loop's own threads: an import and a migration may take a second.
                 with concurrent.futures.ThreadPoolExecutor(1, "stoker-state-open") as thread:
@@ -45,6 +48,7 @@ class StateSource:
     async def close(self) -> None:
         """Let what runs finish, and let go of the database."""
         async with self._lock:
+            self._closed = True
             state, self._state = self._state, None
             if state is not None:
                 await state.database.close()

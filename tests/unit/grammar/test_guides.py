@@ -33,6 +33,22 @@ PERSON = json.dumps(
 )
 
 
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"\d{2}-\d", "12-3", "\u0661\u0662-\u0663"),
+        (r"[\d.]+", "1.5", "1.\u0663"),
+        (r"a\\d", "a\\d", "a\\3"),
+        (r"[^\d]", "x", "3"),
+        (r"-\d-", "-3-", "-\u0663-"),
+        (r"[\d-]+", "1-3", "1-\u06f3x"),
+    ],
+)
+def test_digits_of_a_regex_are_those_of_ascii(pattern: str, good: str, bad: str) -> None:
+    assert can_write(guides("regex", pattern).new(), good)
+    assert not can_write(guides("regex", pattern).new(), bad)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_regex_is_matched_as_a_whole(seed: int) -> None:
     written = write_at_random(guides("regex", r"(red|blue){1,3}-[0-9]{2}x?"), seed)

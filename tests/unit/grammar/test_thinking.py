@@ -61,6 +61,23 @@ def test_a_choice_may_begin_like_the_mark() -> None:
     assert not can_write(source.new(), "<th")
 
 
+@pytest.mark.parametrize("rest", ["rue", "houghts>12</thoughts><true"])
+def test_a_piece_of_the_mark_may_come_where_the_answer_is_forced(rest: str) -> None:
+    """After `<` the token `true` is forced, and `t` of the mark may come: it fits both."""
+    tokenizer = bpe_tokenizer()
+    guide = guides("choice", choices=("<true",), thinking=TEXT).new()
+    for char in "<t" + rest:
+        (token_id,) = tokenizer.encode(char, add_special=False)
+        while guide.forced and guide.forced[0] != token_id:  # the answer after the thoughts, whole
+            assert rest.endswith("<true")
+            guide.push(guide.forced[0])
+            if guide.finished:
+                return
+        assert guide.forced or token_id in allowed(guide, tokenizer), char
+        guide.push(token_id)
+    assert guide.finished
+
+
 @pytest.mark.parametrize("marks", [TOKEN, TEXT])
 @pytest.mark.parametrize("kind", ["", "regex"])
 def test_the_budget_closes_thoughts_gracefully(marks: Thinking, kind: str) -> None:

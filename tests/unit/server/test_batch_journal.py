@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_a_seed_is_the_lines_own_and_stays(tmp_path: Path) -> None:
     assert seed_of(BATCH, 1) == 4115197355823730
     assert len({seed_of(batch, number) for batch in ("a", "b") for number in range(100)}) == 200
     path = tmp_path / "lines"
-    lines = [{"seed": 3}, {"seed": None}, {}]
+    lines = [{"seed": 3}, {"seed": None}, {}, {"a": "}"}, {"a": {}}]
     path.write_text(
         "".join(
             json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/x", "body": body}) + "\n"
@@ -189,6 +190,30 @@ def test_a_seed_is_the_lines_own_and_stays(tmp_path: Path) -> None:
     )
     read = list(read_lines(path, "/v1/x", 1000))
     seeds = [json.loads(body_bytes(line, BATCH, CHAT)).get("seed") for line in read]
-    assert seeds == [3, seed_of(BATCH, 2), seed_of(BATCH, 3)]
+    assert seeds == [3, *(seed_of(BATCH, number) for number in (2, 3, 4, 5))]
     unseeded = [json.loads(body_bytes(line, BATCH, "/v1/embeddings")) for line in read]
     assert unseeded == lines
+
+
+def test_a_line_takes_the_memory_of_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    body = b'{"input": [' + b"{}," * 1_000_000 + b"1]}"
+    path.write_bytes(b'{"custom_id": "a", "method": "POST", "url": "/v1/x", "body": %b}' % body)
+    tracemalloc.start()
+    try:
+        (line,) = read_lines(path, "/v1/x", 1 << 25)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert line.body == body
+    assert most_bytes < 4 * len(body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"x"', b"null", b"1", b'{"stream": true}', b'{"background": [1]}'])
+def test_bodies_that_cannot_be_asked(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"custom_id": "a", "method": "POST", "url": "/v1/x", "body": %b}' % body)
+    (line,) = read_lines(path, "/v1/x", 1000)
+    assert line.problem is not None
+    assert line.custom_id == "a"
+    assert "body" in line.problem.message

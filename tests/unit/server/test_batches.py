@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -305,3 +306,15 @@ def test_files_of_a_batch_expire_as_asked(tmp_path: Path) -> None:
         batch = wait_for(served, begin(served, [line("a")], output_expires_after=after))
         file = served.get(f"/v1/files/{batch['output_file_id']}").json()
         assert file["expires_at"] == file["created_at"] + 3600
+
+
+def test_what_a_line_stores_has_the_lines_own_id(tmp_path: Path) -> None:
+    """A line that is asked again after a crash is stored once."""
+    with serving(tmp_path) as served:
+        batch_id = begin(served, [line(f"c{i}", f"say {i}", store=True) for i in range(3)])
+        found = entries(served, wait_for(served, batch_id)["output_file_id"])
+        ids = [entry["response"]["body"]["id"] for entry in found]
+        expected = [hashlib.sha256(f"/{batch_id}-{i}".encode()).hexdigest()[:32] for i in (1, 2, 3)]
+        assert ids == [f"chatcmpl-{one}" for one in expected]
+        stored = served.get("/v1/chat/completions").json()["data"]
+        assert sorted(one["id"] for one in stored) == sorted(ids)

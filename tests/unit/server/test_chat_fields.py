@@ -179,8 +179,8 @@ FUNCTION = {"type": "function", "function": {"name": "clock"}}
         ({"metadata": {"a": "b"}}, "metadata"),
         ({"metadata": {"a": 5}, "store": True}, "metadata.a"),
         ({"verbosity": "low"}, "verbosity"),
-        ({"prediction": {"type": "content", "content": 5}}, "prediction"),
-        ({"prediction": {"type": "text", "content": "x"}}, "prediction"),
+        ({"prediction": {"type": "content", "content": 5}}, "prediction.content"),
+        ({"prediction": {"type": "text", "content": "x"}}, "prediction.type"),
         ({"moderation": {}}, "moderation"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -206,7 +206,7 @@ def test_fields_that_are_obeyed(served: Served) -> None:
         verbosity="medium",
         skip_special_tokens=False,
         prompt_logprobs=2,
-        prediction={"type": "content", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        prediction={"type": "content", "content": [{"type": "text", "text": t} for t in "ab"]},
     )
     assert request.prediction == "ab"
     assert _asked(served, prediction={"type": "content", "content": "x"}).prediction == "x"

@@ -91,6 +91,16 @@ def test_lists(served: Served) -> None:
     assert served.get(f"{PATH}?metadata[n]=1&metadata[n]=2").status_code == 400
 
 
+def test_what_one_of_the_databases_cannot_keep_is_refused_before_the_answer(served: Served) -> None:
+    for metadata in ({"a": "b\0"}, {"a\0": "b"}):
+        response = served.post(PATH, {"messages": MESSAGES, "store": True, "metadata": metadata})
+        assert response.status_code == 400
+        assert "metadata" in response.json()["error"]["param"]
+    answer = _stored(served, metadata={"a\n": "\u20ac\n"})
+    assert served.post(f"{PATH}/{answer['id']}", {"metadata": {"a": "\0"}}).status_code == 400
+    assert served.get(f"{PATH}/{answer['id']}").json()["metadata"] == {"a\n": "\u20ac\n"}
+
+
 def test_messages(served: Served) -> None:
     answer = _stored(served)
     path = f"{PATH}/{answer['id']}/messages"

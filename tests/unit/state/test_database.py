@@ -427,3 +427,14 @@ def test_a_start_of_the_server_does_not_import_the_database() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_closed_is_not_opened_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        source = StateSource(StateLocation(tmp_path / "files", sqlite_file=tmp_path / "state.db"))
+        await source.opened()
+        await source.close()
+        with pytest.raises(UnavailableError, match="stopping"):
+            await source.opened()
+
+    asyncio.run(run())

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _PROGRESS_S = 1.0  # how often the database hears of it, and is asked whether somebody cancelled
 _RETRY_DATABASE_S = 1.0
 _RETRY_DISK_S = 5.0
-_LINES_READ = 16  # at once; a line may have as many bytes as a body
+_LINES_READ = 16  # at once
+_BYTES_READ = 1 << 20  # after which no further line is; one may have as many as a body
 # A queue that is full, an engine that restarts: asked again, ever more slowly.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -345,7 +346,14 @@ async def _to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwarg
 
 
 def _some(source: Iterator[Line]) -> list[Line]:
-    return list(itertools.islice(source, _LINES_READ))
+    found: list[Line] = []
+    size_bytes = 0
+    for line in source:
+        found.append(line)
+        size_bytes += 0 if line.body is None else len(line.body)
+        if len(found) >= _LINES_READ or size_bytes >= _BYTES_READ:
+            break
+    return found
 
 
 def _not_asked(line: Line, problem: LineProblem) -> Entry:

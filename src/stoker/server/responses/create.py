@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -86,7 +84,7 @@ class CreateResponse:
     def _order(self, scope: Scope, fields: ResponseRequest) -> Order:
         service = self.service
         return Order(
-            f"resp_{self._hex(scope)}",
+            f"resp_{service.stored_hex(owner(scope), request_id(scope))}",
             owner(scope),
             tenant(scope),
             service.model_name(fields.model),
@@ -94,12 +92,6 @@ class CreateResponse:
             fields,
             drawn_seed(fields) if fields.background else None,
         )
-
-    def _hex(self, scope: Scope) -> str:
-        """What no other response's id has; of a batch's line, which may be asked again, always the same."""
-        if self.service.fixed_s is None:
-            return uuid.uuid4().hex
-        return hashlib.sha256(f"{owner(scope)}/{request_id(scope)}".encode()).hexdigest()[:32]
 
     async def _answer(
         self, order: Order, asked: Asked, model: ServedModel, stream: EventStream | None

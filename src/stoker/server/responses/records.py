@@ -93,6 +93,7 @@ class Records:
         deleted = await (await self.table()).delete(owner, response_id)
         if waiting is not None:
             self._unwritten.drop(response_id)
+            await (await self.table()).delete(owner, response_id)  # it may have been written meanwhile
         return deleted or waiting is not None
 
 

@@ -14,21 +14,16 @@ from pydantic import BaseModel, Field
 
 from stoker.api.request import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, SEEDS
 from stoker.server.query import QueryFields
-from stoker.server.schemas import Fields, KeepAlive, StopText
+from stoker.server.schemas import Fields, KeepAlive, MetadataKey, MetadataValue, StopText
 
 _INT32 = (1 << 31) - 1
 MAX_ID_CHARS = 256
 MAX_LISTED = 100  # OpenAI's
 MAX_METADATA_PAIRS = 16  # OpenAI's limits, which clients rely on to know what fits
-MAX_METADATA_KEY_CHARS = 64
-MAX_METADATA_VALUE_CHARS = 512
 
 Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Metadata = Annotated[
-    dict[
-        Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARS)],
-        Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARS)],
-    ],
+    dict[MetadataKey, MetadataValue],
     Field(max_length=MAX_METADATA_PAIRS),
 ]
 Status = Literal["in_progress", "completed", "incomplete"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,10 @@ class ChatStore:
         """The table. Raises as `Service.opened_state`."""
         return (await self._service.opened_state()).completions
 
-    async def new_id(self) -> str:
+    async def new_id(self, owner: str, request_id: str) -> str:
         """An id that no other answer has. Raises if an answer could not be stored now."""
         await (await self.table()).check()
-        return f"chatcmpl-{uuid.uuid4().hex}"
+        return f"chatcmpl-{self._service.stored_hex(owner, request_id)}"
 
     async def keep(
         self,
@@ -64,6 +63,7 @@ class ChatStore:
         deleted = await (await self.table()).delete(owner, completion_id)
         if is_ours:
             self._unwritten.drop(completion_id)
+            await (await self.table()).delete(owner, completion_id)  # it may have been written meanwhile
         return deleted or is_ours
 
 
