@@ -121,6 +121,11 @@ class Scheduler:
         return len(lengths), sum(lengths), prompts
 
     @property
+    def is_all_background(self) -> bool:
+        """Whether all that is open is in the background."""
+        return not self._waiting.foreground and self._background == len(self._running)
+
+    @property
     def _parks(self) -> bool:
         """Whether what is in the background stands still, since something else is open."""
         if self._waiting.foreground:

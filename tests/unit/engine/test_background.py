@@ -67,6 +67,17 @@ def test_its_places_and_blocks_are_for_the_asking() -> None:
     assert engine.pool.held == 0
 
 
+def test_its_steps_are_short() -> None:
+    engine = new_engine(batch_tokens=512, max_sequences=8)
+    add(engine, "batch", 400, background=True, max_tokens=2)
+    engine.step()
+    assert engine.scheduler.load == (0, 0, 1)
+    assert engine.stats().blocks_held == 128 // 16
+    add(engine, "a", 300, max_tokens=2)
+    engine.step()
+    assert [c.tokens for c in engine._last_plan.chunks] == [300]  # type: ignore[union-attr]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     requests=st.lists(
