@@ -32,8 +32,8 @@ from stoker.sampling.rows import pack_params
 from stoker.speculation import Drafters, Opening, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
-# Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens on
-# a small machine, and with these less than a tenth. Prompts are computed a tenth slower.
+# Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
+# on a small machine, and with these less than a tenth. Prompts are computed a tenth slower.
 _BACKGROUND_TOKENS = 128
 _SAVED_AT_END = 2048  # blocks: about a second of writing, 32 000 tokens
 
