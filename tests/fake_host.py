@@ -32,8 +32,12 @@ from stoker.api.stats import EngineStats
 DRAWN_SEED = 4711
 # Sources that say what a model's calls and thoughts look like; nothing here renders them.
 DEFAULT_TEMPLATE = "{% if message['role'] == 'system' %}{% endif %}{% if add_generation_prompt %}{% endif %}"
-TOOL_TEMPLATE = "{% if tools %}<tool_call>{% endif %}{{ message['name'] }} system 'system' {{ enable_thinking }}"
-THINKING_TEMPLATE = TOOL_TEMPLATE + "<think></think>{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+TOOL_TEMPLATE = (
+    "{% if tools %}<tool_call>{% endif %}{{ message['name'] }} system 'system' {{ enable_thinking }}"
+)
+THINKING_TEMPLATE = (
+    TOOL_TEMPLATE + "<think></think>{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+)
 
 
 def default_answer(request: Request, seed: int) -> str:
