@@ -213,11 +213,11 @@ class Engine:
 
     def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...]]:
         """What to verify in the next step, if it is one of streams only."""
-        streams = [self._stream(sequence) for sequence in self.scheduler.decoding()]
-        if not streams:
+        decoding = self.scheduler.decoding()
+        if not decoding or not speculator.may_pay(len(decoding), sum(s.known for s in decoding)):
             return {}
-        room = min(budget_tokens, self.options.scheduler.logit_rows) - self.scheduler.running
-        return speculator.draft(streams, most_tokens=room)
+        room = min(budget_tokens, self.options.scheduler.logit_rows) - len(decoding)
+        return speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
 
     def _stream(self, sequence: Sequence) -> Stream:
         opening = Opening(sequence.namespace, sequence.prompt, sequence.prediction)

@@ -27,6 +27,7 @@ _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it 
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
 # that others wait for.
 _MARGIN = 1.25
+_LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _LEAST_WORTH = 0.02  # a token that is accepted less often is never worth its row of logits
 
 
@@ -75,7 +76,8 @@ class _Source:
     drafter: Drafter
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
-    skipped: int = 0  # steps since it was last asked or tried
+    skipped: int = 0  # steps since it was last tried in which it was not asked
+    declined: int = 0  # and in which its proposal was not worth its cost
 
 
 @dataclass(slots=True)
@@ -107,6 +109,11 @@ class Speculator:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
+    def may_pay(self, streams: int, context_tokens: int) -> bool:
+        """Whether any draft could be worth its cost beside so many streams. Quick: mostly none is."""
+        base_ms, token_ms, _ = self._step_cost(streams, context_tokens)
+        return _MARGIN * streams * token_ms < base_ms
+
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...]]:
         """What to verify beside each stream's next token, at most so many tokens in all; by number."""
         self._asked.clear()
@@ -123,12 +130,12 @@ class Speculator:
         chosen = {}
         for candidate, depth in zip(candidates, depths, strict=True):
             if not depth:
-                candidate.source.skipped += 1
-                if candidate.source.skipped < _TRY_AGAIN_STEPS:
+                candidate.source.declined += 1
+                if candidate.source.skipped + candidate.source.declined < _TRY_AGAIN_STEPS:
                     continue
                 depth = 1
             tokens = tuple(candidate.proposal.tokens[:depth])
-            candidate.source.skipped = 0
+            candidate.source.skipped = candidate.source.declined = 0
             self._asked[candidate.number] = _Asked(candidate.source, candidate.proposal.kind, tokens)
             chosen[candidate.number] = tokens
         return chosen
@@ -175,7 +182,8 @@ class Speculator:
         best: _Candidate | None = None
         best_gain = 0.0
         for source in sources:
-            if self._is_hopeless(source, least_rate):
+            # What was hopeless a moment ago still is: looking costs as much as asking.
+            if source.skipped % _LOOK_AGAIN_STEPS or self._is_hopeless(source, least_rate):
                 source.skipped += 1
                 continue
             source.drafter.extend(stream.ids[source.shown :].tolist())
