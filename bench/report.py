@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve_report import serving_section
+from bench.speculation_report import speculation_section
 
 BEGIN, END = "<!-- begin: written by bench/report.py -->", "<!-- end -->"
 PEER = "llama.cpp"
@@ -26,7 +27,7 @@ def write_report(results: dict[str, Any], root: Path) -> str:
     table = "\n".join(_table(results)).strip()
     (root / "docs" / "benchmarks.svg").write_text(plot(results), encoding="utf-8")
     page = ["# Benchmarks", "", *_introduction(results), "", table, "", "![The same as bars](benchmarks.svg)"]
-    page += ["", *_method(), "", *serving_section(root)]
+    page += ["", *_method(), "", *serving_section(root), *speculation_section(root)]
     (root / "docs" / "benchmarks.md").write_text("\n".join(page), encoding="utf-8")
     readme = root / "README.md"
     if readme.exists():
