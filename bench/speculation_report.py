@@ -28,8 +28,8 @@ def _section(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{results['model']}, temperature {results['temperature']:g}, answers of at most "
         f"{results['answer_tokens']} tokens; `stoker bench speculation`, medians of {results['runs']} runs. "
-        "Tokens/s without drafts, and with each drafter as a multiple of that; in brackets tokens per step of a "
-        "stream."
+        "Tokens/s without drafts, and with each drafter as a multiple of that; in brackets tokens per step "
+        "of a stream."
     )
     yield ""
     yield "| work, streams at once | plain | " + " | ".join(drafters) + " |"
