@@ -14,7 +14,7 @@ import uvicorn
 from tests.browser import Browser
 from tests.unit.telemetry.fake_host import FakeHost, FakeModel, done, tokens
 
-from stoker.api import EngineStats, HotPrefix, Request
+from stoker.api import Chat, EngineStats, HotPrefix, Request
 from stoker.api.errors import EngineError, PromptTooLongError
 from stoker.api.events import Event
 from stoker.server import ServerOptions
@@ -45,7 +45,10 @@ class Answerer:
 
     async def answer(self, request: Request) -> AsyncIterator[Event]:
         self.requests.append(request)
-        asked = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
+        asked = request.prompt
+        if isinstance(asked, Chat):
+            asked = asked.messages[-1].content
+        assert isinstance(asked, str)
         if "too long" in asked and self.fails:
             raise PromptTooLongError("prompt is 9000 tokens; allowed: at most 8192")
         words = ("<img src=x onerror=alert(1)>", "<script>alert(1)</script>") if "html" in asked else WORDS
@@ -267,14 +270,14 @@ def test_the_whole_conversation_is_sent(page: Browser, server: Server) -> None:
     _wait_for_answers(page, 2)
     sent = server.answerer.requests[1]
     said = "".join(WORDS)
-    assert [(m.role, m.content) for m in sent.prompt] == [
+    assert [(m.role, m.content) for m in sent.prompt.messages] == [
         ("user", "First"), ("assistant", said), ("user", "\nSecond"),
     ]  # fmt: skip
     page.click("#new-chat")
     assert page.script("return document.getElementById('messages').children.length") == 0
     _ask(page, "Third")
     _wait_for_answers(page, 1)
-    assert [m.content for m in server.answerer.requests[2].prompt] == ["Third"]
+    assert [m.content for m in server.answerer.requests[2].prompt.messages] == ["Third"]
 
 
 @pytest.mark.parametrize("how", ["button", "key"])
@@ -291,7 +294,7 @@ def test_stopping_ends_the_request_and_keeps_what_came(page: Browser, server: Se
     assert page.script("return document.getElementById('stop').hidden") is True
     _ask(page, "Go on")
     _wait_for_answers(page, 2)
-    assert [m.content for m in server.answerer.requests[1].prompt] == ["hold on", "Shovel coal", "Go on"]
+    assert [m.content for m in server.answerer.requests[1].prompt.messages] == ["hold on", "Shovel coal", "Go on"]
     assert page.console() == []
 
 
@@ -303,7 +306,7 @@ def test_a_refusal_is_shown_and_can_be_tried_again(page: Browser, server: Server
     page.click(".note.error button")
     _wait_for_answers(page, 1)
     assert page.script("return document.querySelector('.note.error')") is None
-    assert [m.content for m in server.answerer.requests[1].prompt] == ["This is too long"]
+    assert [m.content for m in server.answerer.requests[1].prompt.messages] == ["This is too long"]
 
 
 def test_an_answer_that_breaks_off_keeps_what_came(page: Browser) -> None:
@@ -349,14 +352,14 @@ def test_settings_reach_the_request_and_are_kept(page: Browser, server: Server) 
     _ask(page, "Again")
     _wait_for_answers(page, 1)
     for request, text in zip(server.answerer.requests, ("Hello", "Again"), strict=True):
-        assert [(m.role, m.content) for m in request.prompt] == [("system", "Be brief."), ("user", text)]
+        assert [(m.role, m.content) for m in request.prompt.messages] == [("system", "Be brief."), ("user", text)]
         assert {name: getattr(request.sampling, name) for name in given} == given
     page.click("#settings-button")
     page.click("#reset")
     _ask(page, "Once more")
     _wait_for_answers(page, 2)
     assert server.answerer.requests[2].sampling.temperature == 1.0
-    assert [m.role for m in server.answerer.requests[2].prompt] == ["user", "assistant", "user"]
+    assert [m.role for m in server.answerer.requests[2].prompt.messages] == ["user", "assistant", "user"]
 
 
 def test_a_setting_out_of_range_is_not_sent(page: Browser, server: Server) -> None:

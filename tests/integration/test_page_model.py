@@ -25,7 +25,9 @@ _START_S = 60
 def url(smollm2_path: Path) -> Iterator[str]:
     """The address of `stoker serve` with SmolLM2, its log checked at the end."""
     needed_programs()
+    # Without drafts: an answer that falls into a loop would be over before it can be stopped.
     command = [sys.executable, "-m", "stoker", "serve", str(smollm2_path), "--port", "0", "--no-disk-cache"]
+    command += ["--speculation", "off"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "STOKER_API_KEY": ""}

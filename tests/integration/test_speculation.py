@@ -95,7 +95,8 @@ def test_the_same_with_every_drafter(loaded: TextEngine, name: str, concurrency:
     sampling = SAMPLINGS[name]
     expected, _ = answers(loaded, "off", sampling, 16)
     total = 0
-    for drafters in ("auto",) if concurrency == 1 else (*DRAFTERS, "auto"):
+    # Each drafter by itself on one kind of sampling: what differs between kinds is the verifying.
+    for drafters in (*DRAFTERS, "auto") if (concurrency, name) == (16, "hot") else ("auto",):
         found, accepted = answers(loaded, drafters, sampling, concurrency)
         assert found == expected, drafters
         total += accepted

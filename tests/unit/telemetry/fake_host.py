@@ -54,6 +54,8 @@ class FakeModel:
         self.card = ModelCard(name, loaded=True, context_tokens=2048)
         self.ready = True
         self.has_chat_template = has_chat_template
+        self.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+        self.pooling = "mean"
         self.script = script
         self.engine_stats = EngineStats() if stats is None else stats
         self.stats_delay_s = 0.0
