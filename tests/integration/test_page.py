@@ -294,7 +294,8 @@ def test_stopping_ends_the_request_and_keeps_what_came(page: Browser, server: Se
     assert page.script("return document.getElementById('stop').hidden") is True
     _ask(page, "Go on")
     _wait_for_answers(page, 2)
-    assert [m.content for m in server.answerer.requests[1].prompt.messages] == ["hold on", "Shovel coal", "Go on"]
+    sent = server.answerer.requests[1].prompt.messages
+    assert [m.content for m in sent] == ["hold on", "Shovel coal", "Go on"]
     assert page.console() == []
 
 
@@ -352,7 +353,8 @@ def test_settings_reach_the_request_and_are_kept(page: Browser, server: Server) 
     _ask(page, "Again")
     _wait_for_answers(page, 1)
     for request, text in zip(server.answerer.requests, ("Hello", "Again"), strict=True):
-        assert [(m.role, m.content) for m in request.prompt.messages] == [("system", "Be brief."), ("user", text)]
+        sent = [(m.role, m.content) for m in request.prompt.messages]
+        assert sent == [("system", "Be brief."), ("user", text)]
         assert {name: getattr(request.sampling, name) for name in given} == given
     page.click("#settings-button")
     page.click("#reset")
