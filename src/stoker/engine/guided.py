@@ -29,8 +29,8 @@ def allowed_draft(guide: Guide, draft: ListOf[int], most: int, *, words: int) ->
                     break
             else:
                 break
+            ahead.push(token_id)  # first: where it fails, nobody can follow the draft
             allowed.append(token_id)
-            ahead.push(token_id)
     return tuple(allowed)
 
 

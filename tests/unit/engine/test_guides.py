@@ -414,3 +414,41 @@ def test_right_guesses_of_guided_answers_save_steps() -> None:
     (found,) = collect(engine).values()
     assert tokens_of(found) == tokens_of(expected)
     assert engine.stats().steps < plain.stats().steps / 2
+
+
+class BreakingGuide(ScriptedGuide):
+    """Cannot be told of its tenth token."""
+
+    def push(self, token_id: int) -> None:
+        if len(self.tokens) == 9:
+            raise RequestError("the grammar cannot follow")
+        super().push(token_id)
+
+
+class BreakingGuides(ScriptedGuides):
+    """Gives `BreakingGuide`s."""
+
+    def new(self) -> ScriptedGuide:
+        self.made.append(BreakingGuide())
+        return self.made[-1]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_a_guide_that_fails_inside_a_draft_ends_its_own_choice(logprobs: int | None) -> None:
+    asked = SamplingParams(constraint=CONSTRAINED, logprobs=logprobs)
+
+    def run_both(drafters: Sequence[Drafters]) -> list[tuple[object, ...]]:
+        engine = new_engine(drafters=drafters)
+        if engine._speculator is not None:
+            engine._speculator._cost = FreeCost()
+        engine.add("breaks", [4, 5], asked, seed=12, guides=BreakingGuides())
+        engine.add("good", [4, 5], asked, seed=12, guides=ScriptedGuides())
+        found = collect(engine)
+        ends = [found[name, 0][-1].sequence for name in ("breaks", "good")]
+        return [(end.ids.tolist(), end.finish_reason, end.stop_reason) for end in ends]
+
+    plain = run_both(())
+    assert [end[1] for end in plain] == ["error", "stop"]
+    good = plain[1][0]
+    assert isinstance(good, list)
+    assert run_both((CribbingDrafters([good], 1000, VOCABULARY),)) == plain
