@@ -17,92 +17,91 @@ from stoker.api.errors import StokerError
 from stoker.engine.plan import Chunk
 from stoker.engine.sequence import Sequence
 from stoker.grammar.guide import Guide, MaskRow, mask_words
+from stoker.sampling.rows import UInt32
 
+Found = MaskRow | int | Exception | None  # a mask, what is forced, why neither can be told; or all may come
 Allowed = dict[tuple[int, int], MaskRow | int | StokerError]
+_Walk = tuple[Guide, tuple[int, ...], UInt32]  # a guide, what it is pushed, a row for each state [n, words]
 
 
 class Masks:
-    """One mask for each sequence of a step that its guide has a say in. `begin`, run the model, `end`."""
+    """What may come in each row of a step that a guide has a say in. `begin`, run the model, `end`."""
 
     def __init__(self, vocabulary: int, *, beside: bool) -> None:
         """`beside`: a core is free while the model runs."""
         self._beside = beside
         self._words = mask_words(vocabulary)
         self._thread: Thread | None = None  # made for the first guide; most engines see none
-        self._asked: SimpleQueue[list[tuple[Guide, MaskRow]]] = SimpleQueue()
-        self._filled: SimpleQueue[list[Exception | None]] = SimpleQueue()
-        self._forced: dict[tuple[int, int], int] = {}
-        self._wanted: list[tuple[int, int]] = []  # number of the sequence, tokens ahead
+        self._asked: SimpleQueue[list[_Walk]] = SimpleQueue()
+        self._found: SimpleQueue[list[list[Found]]] = SimpleQueue()
+        self._numbers: list[int] = []  # of the sequences that were asked about
         self._rows = np.zeros((0, self._words), np.uint32)
 
     def begin(self, chunks: ListOf[Chunk], sequences: ListOf[Sequence]) -> None:
-        """Start to fill the masks of the rows that are sampled in this step."""
-        guides: list[Guide] = []
-        for sequence, chunk in zip(sequences, chunks, strict=True):
-            if sequence.guide is not None and chunk[3]:
-                for ahead, guide in enumerate(_along(sequence.guide, chunk.draft)):
-                    if guide.forced:
-                        self._forced[sequence.number, ahead] = guide.forced[0]
-                    elif not guide.free and not guide.finished:
-                        self._wanted.append((sequence.number, ahead))
-                        guides.append(guide)
-        if not self._wanted:
+        """Start to tell what may come in the rows that are sampled in this step."""
+        guided = [
+            (sequence, sequence.guide, chunk.draft)
+            for sequence, chunk in zip(sequences, chunks, strict=True)
+            if sequence.guide is not None and chunk[3]
+        ]
+        if not guided:
             return
-        if len(self._rows) < len(self._wanted):
-            self._rows = np.zeros((len(self._wanted), self._words), np.uint32)
-        asked = list(zip(guides, self._rows, strict=False))
+        count = sum(len(draft) + 1 for _, _, draft in guided)
+        if len(self._rows) < count:
+            self._rows = np.zeros((count, self._words), np.uint32)
+        walks: list[_Walk] = []
+        first = 0
+        for sequence, guide, draft in guided:
+            rows = self._rows[first : first + len(draft) + 1]
+            first += len(rows)
+            self._numbers.append(sequence.number)
+            walks.append((guide.fork() if draft else guide, draft, rows))
         if not self._beside:
-            self._filled.put(_fill(asked))
+            self._found.put([_walk(*walk) for walk in walks])
             return
         if self._thread is None:
-            queues = (self._asked, self._filled)
-            self._thread = Thread(target=_fill_all, args=queues, name="masks", daemon=True)
+            queues = (self._asked, self._found)
+            self._thread = Thread(target=_walk_all, args=queues, name="masks", daemon=True)
             self._thread.start()
-        self._asked.put(asked)
+        self._asked.put(walks)
 
     def end(self) -> Allowed:
         """By sequence number and tokens ahead: the mask, [words], valid until the next `begin`; the token
-        that is forced; or why there is neither, which ends that choice only. Raises what is nobody's fault
-        but ours."""
-        masks: Allowed = {}
-        masks |= self._forced
-        self._forced.clear()
-        if not self._wanted:
-            return masks
-        wanted, self._wanted = self._wanted, []
-        for key, row, error in zip(wanted, self._rows, self._filled.get(), strict=False):
-            if error is not None and not isinstance(error, StokerError):
-                raise error
-            masks[key] = row if error is None else error
-        return masks
+        that is forced; or why there is neither, which ends that choice only. Nothing where all may come.
+        Raises what is nobody's fault but ours."""
+        allowed: Allowed = {}
+        if not self._numbers:
+            return allowed
+        numbers, self._numbers = self._numbers, []
+        for number, states in zip(numbers, self._found.get(), strict=True):
+            for ahead, found in enumerate(states):
+                if isinstance(found, Exception) and not isinstance(found, StokerError):
+                    raise found
+                if found is not None:
+                    allowed[number, ahead] = found
+        return allowed
 
 
-def _along(guide: Guide, draft: tuple[int, ...]) -> list[Guide]:
-    """The guide, and one for the state after each drafted token."""
-    if not draft:
-        return [guide]
-    guides = [guide]
-    for token_id in draft:
-        ahead = guides[-1].fork()
-        ahead.push(token_id)
-        guides.append(ahead)
-    return guides
-
-
-def _fill_all(
-    asked: SimpleQueue[list[tuple[Guide, MaskRow]]], filled: SimpleQueue[list[Exception | None]]
-) -> None:
+def _walk_all(asked: SimpleQueue[list[_Walk]], found: SimpleQueue[list[list[Found]]]) -> None:
     while True:
-        filled.put(_fill(asked.get()))
+        found.put([_walk(*walk) for walk in asked.get()])
 
 
-def _fill(asked: list[tuple[Guide, MaskRow]]) -> list[Exception | None]:
-    errors: list[Exception | None] = []
-    for guide, row in asked:
+def _walk(guide: Guide, draft: tuple[int, ...], rows: UInt32) -> list[Found]:
+    """What may come now, and after each drafted token, as far as it can be told."""
+    states: list[Found] = []
+    for ahead, row in enumerate(rows):
         try:
-            guide.fill_mask(row)
+            if ahead:
+                guide.push(draft[ahead - 1])
+            if guide.forced:
+                states.append(guide.forced[0])
+            elif guide.free or guide.finished:
+                states.append(None)
+            else:
+                guide.fill_mask(row)
+                states.append(row)
         except Exception as error:  # raised or noted by `end`, in the engine's thread
-            errors.append(error)
-        else:
-            errors.append(None)
-    return errors
+            states.append(error)
+            break
+    return states
