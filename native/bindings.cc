@@ -26,6 +26,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
 nb::capsule owner_of(T* array) {
@@ -105,7 +106,7 @@ nb::tuple run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_st
     return nb::cast(RowsView((float*)rows, {(size_t)count, (size_t)width}, nb::find(self)), nb::rv_policy::reference);
   };
   const int64_t width = self.program.hidden_width();
-  return nb::make_tuple(view(out, b.rows, self.vocabulary), b.hidden ? view(self.program.hidden(), b.hidden, width) : nb::none());
+  return nb::make_tuple(view(out, b.rows, self.program.output_width()), b.hidden ? view(self.program.hidden(), b.hidden, width) : nb::none());
 }
 
 void bind_steps(nb::class_<LoadedProgram>& c) {
@@ -122,6 +123,12 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
       .def("embed", [](LoadedProgram& s, int out, std::shared_ptr<PackedMatrix> table, float scale) {
              s.program.add(EmbedStep{out, std::move(table), scale});
            }, "out"_a, "table"_a, "scale"_a)
+      .def("input", [](LoadedProgram& s, int out) { s.program.add(InputStep{out}); }, "out"_a)
+      .def("set_input",
+           [](LoadedProgram& s, const FloatTable& rows) {
+             s.program.set_input(rows.data(), (int64_t)rows.shape(0), (int64_t)rows.shape(1));
+           },
+           "rows"_a)
       .def("norm",
            [](LoadedProgram& s, int x, int residual, int out, int out_quantised, Floats weight, float eps, int64_t groups) {
              s.program.add(NormStep{x, residual, out, out_quantised, vector_of(weight), eps, groups, {}});

@@ -1,6 +1,8 @@
 #include "program.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "step_runner.h"
 
@@ -34,6 +36,12 @@ void Program::add(Step step) {
   steps_.push_back(std::move(step));
 }
 
+void Program::set_input(const float* rows, int64_t count, int64_t width) {
+  input_.grow((size_t)(count * width));
+  std::copy(rows, rows + count * width, input_.data());
+  input_rows_ = count, input_width_ = width;
+}
+
 QuantisedRows Program::quantised(int buffer, int outliers, const int32_t* columns) {
   if (buffer < 0) return {};
   QuantisedBuffer& b = quantised_[(size_t)buffer];
@@ -60,6 +68,12 @@ void Program::make_rope_tables(const BatchView& batch) {
 }
 
 void Program::prepare(const BatchView& batch) {
+  for (const Step& step : steps_)
+    if (const InputStep* s = std::get_if<InputStep>(&step))
+      if (input_rows_ != batch.tokens || input_width_ != floats_[(size_t)s->out].width)
+        throw std::invalid_argument("the input has " + std::to_string(input_rows_) + " rows of " + std::to_string(input_width_) +
+                                    " numbers; allowed: " + std::to_string(batch.tokens) + " of " +
+                                    std::to_string(floats_[(size_t)s->out].width));
   // Buffers grow to the largest batch seen and stay: a step after the first of its size allocates nothing.
   for (FloatBuffer& b : floats_) {
     // 16 floats more: elementwise steps work on whole vectors, also on the last of an odd number of columns.

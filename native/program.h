@@ -34,6 +34,9 @@ struct EmbedStep {
   Matrix table;
   float scale;
 };
+struct InputStep {  // rows that the caller gave with set_input
+  int out;
+};
 struct NormStep {  // out = norm(x), or residual + norm(x), per group of `width` columns; as floats or quantised
   int x, residual, out, out_quantised;
   std::vector<float> weight;
@@ -92,7 +95,7 @@ struct SelectStep {  // from here on one row per logit row, or per row whose hid
   int x, out;
   Rows rows = Rows::logits;
 };
-using Step = std::variant<EmbedStep, NormStep, QuantiseStep, LinearStep, GatedLinearStep, GatedStep, RopeStep,
+using Step = std::variant<EmbedStep, InputStep, NormStep, QuantiseStep, LinearStep, GatedLinearStep, GatedStep, RopeStep,
                           AttentionStep, AddStep, ScaleStep, SoftcapStep, SelectStep>;
 
 // Angles of one rotary embedding; cosines and signed sines for a batch are computed once per run.
@@ -113,6 +116,8 @@ class Program {
   int quantised_buffer(int64_t columns, Rows rows);
   int rope_table(int rotary, bool interleaved, std::vector<float> frequency);
   void add(Step step);
+  // What the next run's InputStep hands on: a row of floats for each of its tokens; copied.
+  void set_input(const float* rows, int64_t count, int64_t width);
   void return_hidden(int buffer) { hidden_ = buffer; }  // a float buffer of Rows::hidden
 
   // Runs the batch and chooses, for each norm whose result is quantised, the columns that coarsen their groups
@@ -123,6 +128,7 @@ class Program {
   const float* run(const BatchView& batch);
   // Of the last run, [batch.hidden][width], valid until the next; null and 0 of a program without hidden states.
   const float* hidden() { return floats(hidden_); }
+  int64_t output_width() const { return floats_[(size_t)output_].width; }
   int64_t hidden_width() const { return hidden_ < 0 ? 0 : floats_[(size_t)hidden_].width; }
   int64_t buffer_bytes() const;
   int64_t max_tokens() const { return max_tokens_; }
@@ -192,6 +198,8 @@ class Program {
   std::vector<RopeTable> ropes_;
   SharedPrefixes prefixes_;      // of the present batch
   std::vector<UnitPlan> plans_;  // of the present batch
+  GrowingArray<float> input_;
+  int64_t input_rows_ = 0, input_width_ = 0;
   GrowingArray<float> partials_, shared_states_;
   GrowingArray<int8_t> q_int8_;
   GrowingArray<float> q_scale_;

@@ -37,6 +37,11 @@ void StepRunner::operator()(const EmbedStep& s) {
   });
 }
 
+void StepRunner::operator()(const InputStep& s) {
+  const int64_t n = width(s.out);
+  std::memcpy(p.floats(s.out) + begin * n, p.input_.data() + begin * n, sizeof(float) * (size_t)(rows() * n));
+}
+
 void StepRunner::operator()(const NormStep& s) {
   const int64_t n = (int64_t)s.weight.size();
   const float *x = p.floats(s.x), *residual = p.floats(s.residual), *w = s.weight.data();

@@ -16,6 +16,7 @@ struct StepRunner {
   int thread = kWholePool;  // the one thread that runs every step, by its number in the pool
 
   void operator()(const EmbedStep& s);
+  void operator()(const InputStep& s);
   void operator()(const NormStep& s);
   void operator()(const QuantiseStep& s);
   void operator()(const LinearStep& s);

@@ -11,7 +11,9 @@ class CribbingDrafters:
     """Knows the answers, and errs at every `err`-th token."""
 
     name = "crib"
-    kinds = 1
+    chances = (0.5,)
+    passes = 0
+    feature_tokens = 0
 
     def __init__(self, answers: Sequence[Sequence[int]], err: int, vocabulary: int) -> None:
         self.answers = answers
@@ -41,8 +43,8 @@ class CribbingDrafter:
                 rest = list(answer[known : known + most])
                 wrong = [(known + i) % self._err == 0 for i in range(len(rest))]
                 guess = [(t + e) % self._vocabulary if e else t for t, e in zip(rest, wrong, strict=True)]
-                return Proposal(guess, 0)
-        return Proposal([7] * most, 0)
+                return Proposal(guess, [0] * len(guess))
+        return Proposal([7] * most, [0] * most)
 
     def close(self) -> None:
         """Nothing is kept."""

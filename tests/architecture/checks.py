@@ -27,7 +27,8 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),
         "grammar": frozenset({"api", "kernels", "weights", "tokenizer"}),
-        "speculation": frozenset({"api", "kernels", "sampling"}),
+        # Draft heads are models of their own, read from files of their own.
+        "speculation": frozenset({"api", "kernels", "weights", "models", "sampling", "_native"}),
         "engine": frozenset(
             {
                 "api",
@@ -91,8 +92,23 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "_native",
             }
         ),
+        # Makes draft heads: a tool beside the stack, which alone may use torch.
+        "training": frozenset(
+            {
+                "api",
+                "kernels",
+                "weights",
+                "models",
+                "tokenizer",
+                "sampling",
+                "speculation",
+                "engine",
+                "_native",
+            }
+        ),
         "cli": frozenset(
             {
+                "training",
                 "api",
                 "kernels",
                 "weights",
@@ -120,11 +136,11 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
 # the kernels never hear of a file. Third-party packages are confined to the packages that need them.
 CONFINED_PACKAGES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "torch": frozenset(),
+        "torch": frozenset({"training"}),
         "triton": frozenset(),
         "ray": frozenset(),
         "transformers": frozenset(),
-        "gguf": frozenset(),
+        "gguf": frozenset({"training"}),
         "typer": frozenset({"cli"}),
         "click": frozenset(),
         "rich": frozenset({"cli"}),

@@ -41,8 +41,8 @@ _REASONING: Final = (
 )
 _CODE: Final = (
     'Complete this Python function:\n\ndef count_{thing}(rows):\n    """Return how many {thing} there '
-    'are in rows, a '
-    'list of dictionaries with the keys \'name\' and \'count\'."""\n',
+    "are in rows, a "
+    "list of dictionaries with the keys 'name' and 'count'.\"\"\"\n",
     "Write a Python class {name}Queue with the methods push, pop, peek and size, and a short test for "
     "each method.",
     "Write a Python function that reads a CSV file of {thing} with the columns name, place and price, "

@@ -23,7 +23,8 @@ _STRETCH_PER_PROMPT = 4.0  # times prompts per stream
 _LEAST_PREFILL_TOKENS = 16  # a full tile of the kernels; a prompt always moves on
 # Steps of a multiple of this divide evenly into tiles of 16 for two threads (decision 0004).
 _EVEN_TOKENS = 32
-_FORGET = 0.98  # weight of the past per observed step: about the last 50 count
+_FORGET = 0.98  # weight of the past per observed step of a size: about the last 50 count
+_FORGET_OTHERS = 0.998  # and per four steps of other sizes: some thousand
 _CONTEXT_UNIT = 1024.0  # tokens read by attention are counted in thousands, to keep the system well scaled
 # A trace of regularisation: one kind of step alone is no line. The share keeps it above rounding.
 _RIDGE = 1e-6
@@ -46,13 +47,14 @@ class BudgetOptions:
 class StepCost:
     """Milliseconds of a step = base + per token + per thousand tokens of context read; fitted as steps go.
 
-    Least squares over exponentially forgotten steps (normal equations, 3 x 3).
+    Least squares (normal equations, 3 x 3) over forgotten steps. Steps of about one size make the others of
+    that size forgotten, and hardly those of other sizes: after a thousand plain steps of one stream it must
+    still be known what a token more costs, or no draft would ever be tried.
     """
 
     def __init__(self) -> None:
-        self._squares = np.zeros((3, 3))
-        self._products = np.zeros(3)
-        self._coefficients = np.zeros(3)
+        self._sums: dict[int, np.ndarray[tuple[int, int], np.dtype[np.float64]]] = {}  # [3, 4] by size
+        self._base_ms = self._token_ms = self._context_ms = 0.0
         self._observed = 0
 
     @property
@@ -62,20 +64,33 @@ class StepCost:
 
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Take in how long a step took."""
-        features = _features(plan.tokens, sum(chunk.end * chunk.tokens for chunk in plan.chunks))
+        tokens = _tiled(plan.tokens)
+        context = sum(chunk.end * chunk.tokens for chunk in plan.chunks) / _CONTEXT_UNIT
+        features = np.array((1.0, tokens, context, elapsed_ms))
         # Weighted by the expected size, so that a long prefill does not drown the many short steps.
-        weight = 1.0 / max(elapsed_ms, 0.01)
-        self._squares = _FORGET * self._squares + weight * np.outer(features, features)
-        self._products = _FORGET * self._products + weight * elapsed_ms * features
+        products = np.outer(features[:3] / max(elapsed_ms, 0.01), features)
+        size = tokens if tokens <= 16 else 16 + tokens.bit_length()
+        known = self._sums.get(size)
+        self._sums[size] = products if known is None else _FORGET * known + products
         self._observed += 1
-        if self._observed % 4 == 0 or self._observed <= _FIRST_STEPS:  # solving takes 10 us
-            # Anew each time: forgotten with the steps, it left a singular system after 1 400 of one kind.
-            ridge = np.diag(_RIDGE + _RIDGE_SHARE * np.diag(self._squares))
-            self._coefficients = np.maximum(np.linalg.solve(self._squares + ridge, self._products), 0.0)
+        if self._observed % 4 == 0 or self._observed <= _FIRST_STEPS:  # solving takes 20 us
+            self._fit(size)
+
+    def _fit(self, latest: int) -> None:
+        for size, products in self._sums.items():
+            if size != latest:
+                products *= _FORGET_OTHERS
+        total = sum(self._sums.values(), np.zeros((3, 4)))
+        squares, products = total[:, :3], total[:, 3]
+        # Anew each time: forgotten with the steps, it left a singular system after 1 400 of one kind.
+        ridge = np.diag(_RIDGE + _RIDGE_SHARE * np.diag(squares))
+        found = np.maximum(np.linalg.solve(squares + ridge, products), 0.0)
+        self._base_ms, self._token_ms, self._context_ms = found.tolist()
 
     def predict_ms(self, tokens: int, context_tokens: int) -> float:
         """A step of so many tokens that together read so many tokens of context."""
-        return float(_features(tokens, context_tokens) @ self._coefficients)
+        context = context_tokens / _CONTEXT_UNIT
+        return self._base_ms + self._token_ms * _tiled(tokens) + self._context_ms * context
 
 
 class TokenBudget:
@@ -103,5 +118,7 @@ class TokenBudget:
         return min(max((streams + room) // _EVEN_TOKENS * _EVEN_TOKENS, least), self.most_tokens)
 
 
-def _features(tokens: int, context_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.array([1.0, tokens, context_tokens / _CONTEXT_UNIT])
+def _tiled(tokens: int) -> int:
+    """Tokens that the kernels compute: of an incomplete tile of 16 they have these widths."""
+    rest = tokens % 16
+    return tokens - rest + (0, 1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 16)[rest]

@@ -5,7 +5,7 @@ Owns the block pool, the scheduler and, through the interpreter, the KV blocks. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,7 +29,7 @@ from stoker.grammar.guide import Guides, mask_words
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
-from stoker.speculation import Drafters, Opening, Speculator, Stream
+from stoker.speculation import Draft, Drafters, Features, Opening, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
@@ -62,9 +62,11 @@ class Engine:
         tier: DiskTier | None = None,
         journal: Journal | None = None,
         drafters: Iterable[Drafters] = (),
+        clock_ms: Callable[[], float] | None = None,
     ) -> None:
         """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is
-        told all that happens, steps before they are committed. `tier` keeps what leaves the prefix cache.
+        told all that happens, steps before they are committed. `clock_ms` only times drafters that run
+        models. `tier` keeps what leaves the prefix cache.
         """
         self.interpreter = interpreter
         self.sampler = sampler
@@ -79,7 +81,9 @@ class Engine:
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
         offered = tuple(drafters)
-        self._speculator = Speculator(offered, self.budget.cost) if offered else None
+        self._speculator = Speculator(offered, self.budget.cost, clock_ms=clock_ms) if offered else None
+        self._feature_tokens = max((one.feature_tokens for one in offered), default=0)
+        self._drafting_ms = 0.0  # of the last step
         self._tier = tier
         self._journal = journal
         self._arrivals = 0
@@ -136,6 +140,7 @@ class Engine:
                 self._arrivals + choice, request_id, choice, ids, packed[choice],
                 limit=limit, stop_ids=stop_ids, standing=standing, given=given,
                 guide=None if guides is None else guides.new(),
+                features=Features(self._feature_tokens) if self._feature_tokens else None,
             )  # fmt: skip
             choices.append(sequence)
         if not choices:
@@ -202,25 +207,32 @@ class Engine:
         budget_tokens = self.budget.tokens(*self.scheduler.load)
         if self.scheduler.is_all_background:
             budget_tokens = min(budget_tokens, _BACKGROUND_TOKENS)
+        self._drafting_ms = 0.0
         drafts = {} if self._speculator is None else self._draft(self._speculator, budget_tokens)
         return self._advance(budget_tokens, drafts)[1]
 
-    def step_planned(
-        self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS
-    ) -> StepPlan:
+    def step_planned(self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS) -> StepPlan:
         """A step with a given budget and given drafts by sequence, as `step` otherwise; its plan."""
         return self._advance(budget_tokens, drafts)[0]
 
-    def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...]]:
+    def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         """What to verify in the next step, if it is one of streams only."""
         decoding = self.scheduler.decoding()
-        if not decoding or not speculator.may_pay(len(decoding), sum(s.known for s in decoding)):
+        if not decoding:
+            return {}
+        pays = speculator.may_pay(len(decoding), sum(s.known for s in decoding))
+        self._runner.keeps_features = pays  # while none is drafted, nobody reads them
+        if not pays:
             return {}
         room = min(budget_tokens, self.options.scheduler.logit_rows) - len(decoding)
-        return speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
+        drafts = speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
+        self._drafting_ms = speculator.drafting_ms
+        return drafts
 
     def _stream(self, sequence: Sequence) -> Stream:
-        opening = Opening(sequence.namespace, sequence.prompt, sequence.prediction)
+        opening = Opening(
+            sequence.namespace, sequence.prompt, sequence.prediction, sequence.packed, sequence.features
+        )
         guide = sequence.guide
         allowed = None
         if guide is not None:
@@ -266,12 +278,12 @@ class Engine:
         accepted = {output.sequence.number: output.accepted for output in outputs}
         for chunk in plan.chunks:
             if chunk.draft:
-                speculator.judge(chunk.number, len(chunk.draft), accepted[chunk.number])
+                speculator.judge(chunk.number, len(chunk.draft), range(accepted[chunk.number]))
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""
         if self._last_plan is not None:
-            self.budget.cost.observe(self._last_plan, elapsed_ms)
+            self.budget.cost.observe(self._last_plan, max(elapsed_ms - self._drafting_ms, 0.01))
             self._last_plan = None
 
     def stats(self) -> EngineStats:

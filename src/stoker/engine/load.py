@@ -137,9 +137,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
     )
 
 
-def _disk_tier(
-    paths: tuple[Path, ...], block_bytes: int, options: LoadOptions
-) -> tuple[OpenedTier, bytes]:
+def _disk_tier(paths: tuple[Path, ...], block_bytes: int, options: LoadOptions) -> tuple[OpenedTier, bytes]:
     """The tier or why there is none, and the name of what its blocks' bytes depend on."""
     folder = own_folder(os.environ, home_folder())
     if not options.disk_cache_bytes:

@@ -16,7 +16,7 @@ from stoker.engine.plan import Chunk, StepPlan
 from stoker.engine.sequence import CONSTRAINT_FAULT, Purpose, Sequence, fault_of
 from stoker.grammar.guide import Guide
 from stoker.kernels.interpreter import Interpreter
-from stoker.kernels.program import BLOCK_TOKENS, Batch, Float32, Int32
+from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
 
 _FIRST_COUNTING = 256  # more sequences than most steps have
@@ -46,6 +46,7 @@ class Runner:
         self._sampler = sampler
         self._pool = pool
         self._masks = Masks(interpreter.vocabulary, beside=spare_core)
+        self.keeps_features = True  # whether hidden states are kept for drafters, where sequences ask for it
         self._counting: Int32 = np.arange(_FIRST_COUNTING, dtype=np.int32)  # 0, 1, 2, ...: to be sliced
 
     def run(self, plan: StepPlan, sequence_of: Callable[[int], Sequence]) -> SampleResult:
@@ -60,7 +61,7 @@ class Runner:
         finally:
             allowed = self._masks.end()
         if len(batch.hidden_rows):
-            _pool(plan.chunks, sequences, self._interpreter.hidden_states)
+            self._keep_hidden(plan, sequences, self._interpreter.hidden_states)
         rows: list[SampleRow] = []
         guided: list[tuple[int, Sequence, Chunk]] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
@@ -141,7 +142,7 @@ class Runner:
         table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
         block_tables = self._pool.batch_tables(table_rows, columns)
         if sum(tokens) != count or sum(rows) != count:
-            return _mixed_batch(plan.chunks, sequences, block_tables)
+            return self._mixed_batch(plan.chunks, sequences, block_tables)
         # One token and one row each: the common step is spared most numpy calls, a microsecond apiece.
         if count >= len(self._counting):
             self._counting = np.arange(2 * count, dtype=np.int32)
@@ -149,6 +150,7 @@ class Runner:
         numbers += [start + 1 for start in starts]
         numbers += [sequence.token_at(start) for sequence, start in zip(sequences, starts, strict=True)]
         packed = np.array(numbers, np.int32)
+        keeps = self.keeps_features and any(sequence.features is not None for sequence in sequences)
         return Batch(
             token_ids=packed[2 * count :],
             positions=packed[:count],
@@ -156,47 +158,58 @@ class Runner:
             kv_tokens=packed[count : 2 * count],
             block_tables=block_tables,
             logit_rows=self._counting[:count],
+            hidden_rows=self._counting[:count] if keeps else NO_ROWS,
         )
 
+    def _mixed_batch(
+        self, chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tables: Int32
+    ) -> Batch:
+        """Chunks of any length, with any number of rows."""
+        starts = np.array([chunk.start for chunk in chunks], np.int32)
+        counts = np.array([chunk.tokens for chunk in chunks], np.int32)
+        query_start = np.zeros(len(chunks) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        offsets = np.repeat(starts - query_start[:-1], counts)
+        positions = np.arange(len(offsets), dtype=np.int32) + offsets
+        ends = query_start[1:].tolist()
+        return Batch(
+            token_ids=np.concatenate(
+                [s.peek(c.start, c.end) for s, c in zip(sequences, chunks, strict=True)]
+            ),
+            positions=positions,
+            query_start=query_start,
+            kv_tokens=starts + counts,
+            block_tables=block_tables,
+            logit_rows=np.array(
+                [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.rows, end)],
+                np.int32,
+            ),
+            hidden_rows=np.array(
+                [
+                    row
+                    for s, c, end in zip(sequences, chunks, ends, strict=True)
+                    for row in range(end - c.end + self._first_hidden(s, c), end)
+                ],
+                np.int32,
+            ),
+        )
 
-def _mixed_batch(chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tables: Int32) -> Batch:
-    """Chunks of any length, with any number of rows."""
-    starts = np.array([chunk.start for chunk in chunks], np.int32)
-    counts = np.array([chunk.tokens for chunk in chunks], np.int32)
-    query_start = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum(counts, out=query_start[1:])
-    offsets = np.repeat(starts - query_start[:-1], counts)
-    positions = np.arange(len(offsets), dtype=np.int32) + offsets
-    ends = query_start[1:].tolist()
-    return Batch(
-        token_ids=np.concatenate([s.peek(c.start, c.end) for s, c in zip(sequences, chunks, strict=True)]),
-        positions=positions,
-        query_start=query_start,
-        kv_tokens=starts + counts,
-        block_tables=block_tables,
-        logit_rows=np.array(
-            [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.rows, end)], np.int32
-        ),
-        hidden_rows=np.array(
-            [
-                row
-                for s, c, end in zip(sequences, chunks, ends, strict=True)
-                if s.pooled is not None
-                for row in range(end - c.end + s.pooled.first_wanted(c.start, c.end), end)
-            ],
-            np.int32,
-        ),
-    )
+    def _first_hidden(self, sequence: Sequence, chunk: Chunk) -> int:
+        return sequence.first_hidden(chunk.start, chunk.end, keeps_features=self.keeps_features)
 
-
-def _pool(chunks: tuple[Chunk, ...], sequences: list[Sequence], states: Float32) -> None:
-    """Hand each sequence that is embedded the hidden states of its chunk; states: [H, width], in order."""
-    begin = 0
-    for sequence, chunk in zip(sequences, chunks, strict=True):
-        pooled = sequence.pooled
-        if pooled is not None:
-            end = begin + chunk.end - pooled.first_wanted(chunk.start, chunk.end)
-            pooled.add(states[begin:end], chunk.end)
+    def _keep_hidden(self, plan: StepPlan, sequences: list[Sequence], states: Float32) -> None:
+        """Hand each sequence the hidden states of its chunk that it wants; states: [H, width], in order."""
+        # The common step has one of every chunk, as its batch is made without looking at each sequence.
+        every = plan.tokens == len(plan.chunks) == len(states)
+        begin = 0
+        for sequence, chunk in zip(sequences, plan.chunks, strict=True):
+            first = self._first_hidden(sequence, chunk)
+            end = begin + (1 if every else chunk.end - first)
+            if sequence.pooled is not None:
+                sequence.pooled.add(states[begin:end], chunk.end)
+            elif sequence.features is not None and first < chunk.end:
+                # Of drafted tokens too: those of wrong guesses are written over before anybody reads them.
+                sequence.features.put(first, states[begin:end])
             begin = end
 
 

@@ -15,6 +15,7 @@ from stoker.engine.pooling import PooledStates
 from stoker.grammar.guide import Guide
 from stoker.kernels.program import Int32
 from stoker.sampling.rows import PackedParams
+from stoker.speculation.features import Features
 
 _FIRST_CAPACITY = 256  # ids kept beyond the prompt before the buffer doubles; most answers are shorter
 
@@ -59,9 +60,10 @@ class Sequence:
 
     __slots__ = (
         "_ids", "accepted", "background", "cached", "choice", "computed", "deadline", "drafted",
-        "ended_by_token", "fault", "finish_reason", "followers", "given", "guide", "known", "leader", "limit",
-        "namespace", "number", "packed", "params", "pooled", "prediction", "priority", "prompt", "purpose",
-        "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table", "tenant",
+        "ended_by_token", "fault", "features", "finish_reason", "followers", "given", "guide", "known",
+        "leader", "limit", "namespace", "number", "packed", "params", "pooled", "prediction", "priority",
+        "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table",
+        "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -79,10 +81,11 @@ class Sequence:
         given: tuple[int, ...] = (),
         guide: Guide | None = None,
         pooled: PooledStates | None = None,
+        features: Features | None = None,
     ) -> None:
         """`given`: tokens of the answer that were sampled before, on another engine. `guide`: says which
         tokens may come; it is told of every one, and belongs to this sequence alone. `pooled`: of one that is
-        embedded."""
+        embedded. `features`: keeps hidden states of its last tokens for drafters."""
         self.number = number  # order of arrival; unique, never reused
         self.request_id = request_id
         self.choice = choice
@@ -92,7 +95,8 @@ class Sequence:
         self.stop_ids = stop_ids  # token ids that end it: eos (unless ignored) and the request's own
         self.prompt = len(prompt_ids)
         self.limit = limit  # most tokens, prompt included
-        self.known = self.prompt
+        self.given = len(given)
+        self.known = self.prompt + self.given
         self.computed = 0
         self.scored = 0  # positions whose logits were turned into a score; preemption does not take them back
         self.cached: int | None = None  # prompt tokens whose KV was there when first admitted; set then
@@ -107,17 +111,15 @@ class Sequence:
         self.accepted = 0  # of these, what it said as well
         self.guide = guide
         self.pooled = pooled
-        self.given = len(given)
+        self.features = features
         self.queued_at = 0  # the step after which it began to wait; written by the scheduler
-        # Choices of one request share a prompt: the leader computes it, the followers wait and then fork its
-        # table.
+        # Choices share a prompt: the leader computes it, the followers wait and then fork its table.
         self.leader: Sequence | None = None
         self.followers: list[Sequence] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.fault: str | None = None  # why its guide cannot go on; the next token is then -1
         self.ended_by_token = False  # the last token says that the answer ends, and is no part of its text
-        self.known += self.given
         self._ids: Int32 = np.empty(min(limit, self.known + _FIRST_CAPACITY), np.int32)
         self._ids[: self.prompt] = prompt_ids
         self._ids[self.prompt : self.known] = given
@@ -129,6 +131,14 @@ class Sequence:
     def target(self) -> int:
         """Tokens to have computed before the next one can be sampled (or the scoring is complete)."""
         return self.known if self.purpose is not Purpose.SCORE else self.known - 1
+
+    def first_hidden(self, start: int, end: int, *, keeps_features: bool) -> int:
+        """From which position of [start, end) on hidden states are wanted; `end` if none are."""
+        if self.pooled is not None:
+            return self.pooled.first_wanted(start, end)
+        if self.features is None or not keeps_features:
+            return end
+        return min(max(start, self.known - self.features.most_tokens), end)
 
     @property
     def reads_prefixes(self) -> bool:

@@ -22,6 +22,7 @@ from stoker.kernels.program import (
     Embed,
     Float32,
     GatedActivation,
+    Input,
     Linear,
     Op,
     Program,
@@ -80,6 +81,7 @@ class Lowering:
         """Emit every step. Raises ModelFormatError for sizes the kernels cannot take."""
         emit = {
             Embed: self._embed,
+            Input: self._input,
             RmsNorm: self._norm,
             Linear: self._linear_or_gated,
             Rope: self._rope,
@@ -154,6 +156,10 @@ class Lowering:
     def _embed(self, op: Embed, index: int) -> None:
         table = self._matrices[op.table]
         self._target.embed(out=self._new(op.out, table.columns), table=table, scale=op.scale)
+        self._quantise_if_wanted(op.out)
+
+    def _input(self, op: Input, index: int) -> None:
+        self._target.input(out=self._new(op.out, op.width))
         self._quantise_if_wanted(op.out)
 
     def _norm(self, op: RmsNorm, index: int) -> None:
@@ -364,7 +370,7 @@ class Lowering:
 def inputs_of(op: Op) -> tuple[str, ...]:
     """Names of the activations an op reads."""
     match op:
-        case Embed():
+        case Embed() | Input():
             return ()
         case Attention():
             return (op.q, op.k, op.v)

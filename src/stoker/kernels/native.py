@@ -120,6 +120,8 @@ class NativeInterpreter:
             batch.hidden_rows,
         )
         try:
+            if batch.inputs is not None:
+                self._program.set_input(np.ascontiguousarray(batch.inputs))
             logits, self._hidden = self._program.run(*arrays)
             return logits
         except ValueError as error:

@@ -31,6 +31,14 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """out = the batch's `inputs`, a row of `width` numbers for each token."""
+
+    out: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class RmsNorm:
     """out = x · weight / sqrt(mean(x²) + eps), over the whole row, or over each head's `head_size` columns.
 
@@ -141,7 +149,9 @@ class Softcap:
     cap: float
 
 
-Op = Embed | RmsNorm | Linear | Rope | Attention | GatedActivation | Add | SelectRows | Scale | Softcap
+Op = (
+    Embed | Input | RmsNorm | Linear | Rope | Attention | GatedActivation | Add | SelectRows | Scale | Softcap
+)
 
 
 _WEIGHT_FIELDS = ("table", "weight", "bias", "factors")  # fields of ops that name weights
@@ -196,6 +206,7 @@ class Batch:
     block_tables: Int32  # [S, most blocks of any]; unused entries are -1
     logit_rows: Int32  # [R], ascending indices into T
     hidden_rows: Int32 = field(default_factory=lambda: NO_ROWS)  # [H], likewise
+    inputs: Float32 | None = None  # [T, width] of a program with an `Input`
 
     @property
     def tokens(self) -> int:

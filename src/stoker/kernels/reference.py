@@ -24,6 +24,7 @@ from stoker.kernels.program import (
     Embed,
     Float32,
     GatedActivation,
+    Input,
     Int32,
     Linear,
     Program,
@@ -204,6 +205,14 @@ class _Step:
     v_caches: list[KvArray]
 
 
+def _run_input(op: Input, step: _Step) -> Float32:
+    inputs = step.batch.inputs
+    if inputs is None or inputs.shape != (step.batch.tokens, op.width):
+        found = "no" if inputs is None else inputs.shape
+        raise EngineError(f"batch.inputs are {found}; allowed: {(step.batch.tokens, op.width)}")
+    return inputs
+
+
 def _run_embed(op: Embed, step: _Step) -> Float32:
     return embed(step.batch.token_ids, step.weight(op.table), op.scale)
 
@@ -268,6 +277,7 @@ def _run_softcap(op: Softcap, step: _Step) -> Float32:
 OPS: Mapping[type, Callable[[Any, _Step], Float32]] = MappingProxyType(
     {
         Embed: _run_embed,
+        Input: _run_input,
         RmsNorm: _run_rms_norm,
         Linear: _run_linear,
         Rope: _run_rope,

@@ -1,6 +1,8 @@
 """Drafts: what a sequence will probably say next, to be verified by the model many tokens at once."""
 
+from stoker.speculation.draft import Draft
 from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
+from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, DRAFTERS, OFF, drafters_of
 from stoker.speculation.speculator import Speculator, Stream
 
@@ -8,8 +10,10 @@ __all__ = [
     "AUTO",
     "DRAFTERS",
     "OFF",
+    "Draft",
     "Drafter",
     "Drafters",
+    "Features",
     "Opening",
     "Proposal",
     "Speculator",

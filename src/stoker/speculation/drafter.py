@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from stoker.sampling.rows import PackedParams
+from stoker.speculation.features import Features
+
 
 class Proposal(NamedTuple):
-    """Tokens that may come next. `kind` is whatever the drafter likes: each has an acceptance of its own."""
+    """Tokens that may come next, and for each its kind: whatever the drafter likes, as long as tokens of one
+    kind are about equally often right. Each kind has an acceptance of its own."""
 
     tokens: Sequence[int]
-    kind: int
+    kinds: Sequence[int]
+    # Of a tree, for each token the index of the one before it, -1 for the last known token; parents come
+    # before their children. None: a chain.
+    parents: Sequence[int] | None = None
 
 
 class Opening(NamedTuple):
@@ -19,10 +26,12 @@ class Opening(NamedTuple):
     namespace: bytes = b""  # what is learnt may be shared only within it
     prompt_tokens: int = 0
     prediction: tuple[int, ...] = ()  # what the request says the answer will be like
+    packed: PackedParams | None = None  # how its tokens are sampled; none: not known
+    features: Features | None = None  # the target's hidden states of its last tokens, if a drafter reads them
 
 
 class Drafter(Protocol):
-    """Follows one sequence. A function of the tokens it was shown, so that a run can be repeated."""
+    """Follows one sequence. A function of what it was shown, so that a run can be repeated."""
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """The next known tokens of the sequence, prompt first."""
@@ -41,7 +50,11 @@ class Drafters(Protocol):
     """Makes a drafter for each sequence."""
 
     name: str
-    kinds: int  # of proposals, numbered from 0
+    chances: Sequence[float]  # by kind, from 0: how often a token of it is accepted, until experience says so
+    # Most tokens that a proposal takes a pass of a model for, one after the other: then asking costs time,
+    # and is asked for only as many as will pay. 0: proposals cost next to nothing.
+    passes: int
+    feature_tokens: int  # of how many last tokens it reads the target's hidden states
 
     def open(self, opening: Opening) -> Drafter:
         """For a new sequence."""

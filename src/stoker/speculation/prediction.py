@@ -40,7 +40,8 @@ class PredictionDrafter:
         place = self._place
         if place is None or place >= len(self._prediction) or self._prompt_left:
             return None
-        return Proposal(self._prediction[place : place + most], 0)
+        tokens = self._prediction[place : place + most]
+        return Proposal(tokens, [0] * len(tokens))
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -50,7 +51,9 @@ class PredictionDrafters:
     """The prediction of each request that brought one."""
 
     name = "prediction"
-    kinds = 1
+    chances = (0.8,)
+    passes = 0
+    feature_tokens = 0
 
     def open(self, opening: Opening) -> PredictionDrafter:
         """See `Drafters`."""

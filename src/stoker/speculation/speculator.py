@@ -1,19 +1,20 @@
 """How much to draft, for whom, from whom: what brings most accepted tokens per millisecond.
 
-Goodput after Liu et al., "Optimizing speculative decoding for serving using goodput", 2024: drafted tokens
-are added one by one, the likeliest first, as long as each raises expected tokens per expected time.
+Goodput after Liu et al., "Optimizing speculative decoding for serving using goodput", 2024: of all drafted
+tokens the likeliest come first, and as many are verified as make expected tokens per expected time largest.
 Acceptance is estimated from what was accepted so far, of a sequence and of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from stoker.speculation.draft import Draft
 from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
@@ -22,13 +23,14 @@ MOST_DRAFTED = 15  # with the token before it a tile of 16 of the kernels
 _FORGET = 0.9  # of a sequence's own experience, per draft: answers change from copying to inventing
 _FORGET_ALL = 0.995
 _PRIOR_WEIGHT = 2.0  # in tries, of all sequences' experience against the sequence's own
-_FIRST_GUESS = 0.5
+_GUESS_WEIGHT = 4.0  # in tries, of a drafter's first guess against all experience
 _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it is tried, to see whether it is
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
 # that others wait for.
-_MARGIN = 1.25
+_MARGIN = 1.2
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
-_LEAST_WORTH = 0.02  # a token that is accepted less often is never worth its row of logits
+_MOST_CHANCE = 0.995
+_FORGET_COST = 0.9  # of what a pass of a drafter's model takes
 
 
 class Cost(Protocol):
@@ -62,9 +64,28 @@ class _Rate:
     accepted: float = 0.0
     tried: float = 0.0
 
-    def add(self, accepted: int, tried: int, forget: float) -> None:
+    def add(self, *, accepted: bool, forget: float) -> None:
         self.accepted = self.accepted * forget + accepted
-        self.tried = self.tried * forget + tried
+        self.tried = self.tried * forget + 1.0
+
+
+class _Rates:
+    """Of one drafter over all streams: acceptance by kind, and by depth in its drafts; what a pass costs."""
+
+    def __init__(self, drafters: Drafters) -> None:
+        self._guesses = drafters.chances
+        self.kinds = tuple(_Rate() for _ in drafters.chances)
+        self.depths = tuple(_Rate() for _ in range(drafters.passes))
+        self.pass_ms = 0.0
+
+    def chance(self, kind: int) -> float:
+        rate = self.kinds[kind]
+        return (rate.accepted + _GUESS_WEIGHT * self._guesses[kind]) / (rate.tried + _GUESS_WEIGHT)
+
+    def depth_chance(self, depth: int) -> float:
+        rate = self.depths[depth]
+        guess = self._guesses[0]
+        return (rate.accepted + _GUESS_WEIGHT * guess) / (rate.tried + _GUESS_WEIGHT)
 
 
 @dataclass(slots=True)
@@ -72,12 +93,46 @@ class _Source:
     """One drafter of a stream, and how it fared."""
 
     name: str
-    kinds: int
+    passes: int
     drafter: Drafter
+    of_all: _Rates
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
+    depths: dict[int, _Rate] = field(default_factory=dict)  # by depth, of a drafter with passes
     skipped: int = 0  # steps since it was last tried in which it was not asked
     declined: int = 0  # and in which its proposal was not worth its cost
+
+    def chance(self, kind: int) -> float:
+        """That a token of this kind is accepted, if those before it are."""
+        return _joined(self.rates.get(kind), self.of_all.chance(kind))
+
+    def depth_chance(self, depth: int) -> float:
+        """That a token so deep in its drafts is accepted, whatever its kind."""
+        return _joined(self.depths.get(depth), self.of_all.depth_chance(depth))
+
+    def learn(self, kind: int, *, accepted: bool) -> None:
+        self.rates.setdefault(kind, _Rate()).add(accepted=accepted, forget=_FORGET)
+        self.of_all.kinds[kind].add(accepted=accepted, forget=_FORGET_ALL)
+
+    def learn_depth(self, depth: int, *, accepted: bool) -> None:
+        if depth < self.passes:
+            self.depths.setdefault(depth, _Rate()).add(accepted=accepted, forget=_FORGET)
+            self.of_all.depths[depth].add(accepted=accepted, forget=_FORGET_ALL)
+
+
+def _joined(own: _Rate | None, general: float) -> float:
+    if own is None:
+        return min(general, _MOST_CHANCE)
+    return min((own.accepted + _PRIOR_WEIGHT * general) / (own.tried + _PRIOR_WEIGHT), _MOST_CHANCE)
+
+
+class _Candidate(NamedTuple):
+    """What was proposed for a stream: the chance that each token is reached and accepted."""
+
+    number: int
+    source: _Source
+    proposal: Proposal
+    chances: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -85,73 +140,120 @@ class _Asked:
     """What was drafted for a stream in the step that runs."""
 
     source: _Source
-    kind: int
-    tokens: tuple[int, ...]
+    kinds: tuple[int, ...]
+    parents: tuple[int, ...] | None
 
 
-class _Candidate(NamedTuple):
-    number: int
-    source: _Source
-    proposal: Proposal
-    rate: float
-    cost_ms: float
+class _Worth:
+    """Expected tokens per millisecond of a step, by drafted tokens."""
+
+    def __init__(self, cost: Cost, streams: int, context_tokens: int, most: int) -> None:
+        self._streams = streams
+        if cost.known:
+            mean = context_tokens // streams
+            self._costs_ms = [
+                cost.predict_ms(streams + n, context_tokens + n * mean) for n in range(most + 1)
+            ]
+        else:  # 8 tokens cost about one and a half times what 1 costs
+            self._costs_ms = [1.0 + 0.08 * n / streams for n in range(most + 1)]
+        self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
+        self.plain = streams / self._costs_ms[0]
+
+    def of(self, drafted: int, gain: float, drafting_ms: float = 0.0) -> float:
+        """Of so many drafted tokens of which so many are expected to be accepted."""
+        return (self._streams + gain / _MARGIN) / (self._costs_ms[drafted] + drafting_ms)
+
+    def best(self, chances: Sequence[float]) -> tuple[int, float]:
+        """How many of the tokens with these chances, likeliest first, to verify; and what that is worth."""
+        most, best, gain = 0, self.plain, 0.0
+        for count, chance in enumerate(chances[: len(self._costs_ms) - 1], 1):
+            gain += chance
+            worth = self.of(count, gain)
+            if worth > best:
+                most, best = count, worth
+        return most, best
+
+    def best_depth(self, chances: Sequence[float], pass_ms: float) -> tuple[int, float]:
+        """Of tokens that each take a pass to propose: how many, and what that is worth."""
+        most, best, gain, reached = 0, self.plain, 0.0, 1.0
+        for count, chance in enumerate(chances[: len(self._costs_ms) - 1], 1):
+            reached *= chance
+            gain += reached
+            worth = self.of(count, gain, count * pass_ms)
+            if worth > best:
+                most, best = count, worth
+        return most, best
+
+    def least_chance(self) -> float:
+        """A drafted token with a smaller chance is worth its cost at no draft length."""
+        if len(self._costs_ms) < 2:
+            return 1.0
+        per_token = min((cost - self._costs_ms[0]) / n for n, cost in enumerate(self._costs_ms) if n)
+        return _MARGIN * per_token * self.plain
 
 
 class Speculator:
     """Owns the drafters of all streams, and what is known of their success. One thread uses it."""
 
-    def __init__(self, drafters: Sequence[Drafters], cost: Cost) -> None:
+    def __init__(
+        self, drafters: Sequence[Drafters], cost: Cost, *, clock_ms: Callable[[], float] | None = None
+    ) -> None:
+        """`clock_ms` times the drafters that run models; without it they are taken to cost nothing."""
         self._drafters = drafters
         self._cost = cost
+        self._clock_ms = clock_ms
+        self._all = {one.name: _Rates(one) for one in drafters}
         self._sources: dict[int, list[_Source]] = {}  # by stream
-        self._all: dict[tuple[str, int], _Rate] = {}  # by drafter and kind
         self._asked: dict[int, _Asked] = {}  # by stream, while the step runs
+        self.drafting_ms = 0.0  # that drafters' models took before the step that runs
+        self.drafts = 0
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
     def may_pay(self, streams: int, context_tokens: int) -> bool:
         """Whether any draft could be worth its cost beside so many streams. Quick: mostly none is."""
-        base_ms, token_ms, _ = self._step_cost(streams, context_tokens)
-        return _MARGIN * streams * token_ms < base_ms
+        return _Worth(self._cost, streams, context_tokens, MOST_DRAFTED).least_chance() < 1.0
 
-    def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...]]:
+    def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         """What to verify beside each stream's next token, at most so many tokens in all; by number."""
         self._asked.clear()
+        self.drafting_ms = 0.0
         context_tokens = sum(len(stream.ids) for stream in streams)
-        base_ms, token_ms, context_ms = self._step_cost(len(streams), context_tokens)
-        # What a token must be accepted with to be worth it at all, as long as nothing is drafted yet.
-        candidates = []
-        for stream in streams:
-            cost_ms = token_ms + context_ms * len(stream.ids)
-            found = self._candidate(stream, cost_ms, _MARGIN * len(streams) * cost_ms / base_ms)
-            if found is not None:
-                candidates.append(found)
-        depths = _depths(candidates, len(streams), base_ms, most_tokens)
-        chosen = {}
-        for candidate, depth in zip(candidates, depths, strict=True):
-            if not depth:
-                candidate.source.declined += 1
-                if candidate.source.skipped + candidate.source.declined < _TRY_AGAIN_STEPS:
+        most = min(most_tokens, MOST_DRAFTED * len(streams))
+        if most <= 0:
+            return {}
+        worth = _Worth(self._cost, len(streams), context_tokens, most)
+        candidates = [found for stream in streams if (found := self._candidate(stream, worth)) is not None]
+        chosen: dict[int, tuple[int, ...] | Draft] = {}
+        for candidate, places in zip(candidates, _chosen(candidates, worth), strict=True):
+            source = candidate.source
+            if not places:
+                source.declined += 1
+                if source.skipped + source.declined < _TRY_AGAIN_STEPS:
                     continue
-                depth = 1
-            tokens = tuple(candidate.proposal.tokens[:depth])
-            candidate.source.skipped = candidate.source.declined = 0
-            self._asked[candidate.number] = _Asked(candidate.source, candidate.proposal.kind, tokens)
-            chosen[candidate.number] = tokens
+                places = [0]
+            source.skipped = source.declined = 0
+            chosen[candidate.number] = self._ask(candidate, places)
         return chosen
 
-    def judge(self, number: int, drafted: int, accepted: int) -> None:
-        """Of the draft of a stream so many tokens were verified, and so many of these accepted."""
+    def judge(self, number: int, drafted: int, accepted: Sequence[int]) -> None:
+        """Of the draft of a stream the first so many tokens were verified; those at these places, in order,
+        the model said as well."""
+        self.drafts += 1
         self.drafted_tokens += drafted
-        self.accepted_tokens += accepted
+        self.accepted_tokens += len(accepted)
         asked = self._asked.pop(number, None)
         if asked is None:
             return
-        tried = min(accepted + 1, drafted)
-        rate = asked.source.rates.setdefault(asked.kind, _Rate())
-        rate.add(accepted, tried, _FORGET)
-        of_all = self._all.setdefault((asked.source.name, asked.kind), _Rate())
-        of_all.add(accepted, tried, _FORGET_ALL)
+        reached, said = {-1, *accepted}, set(accepted)
+        for i in range(min(drafted, len(asked.kinds))):
+            parent = i - 1 if asked.parents is None else asked.parents[i]
+            if parent in reached:
+                asked.source.learn(asked.kinds[i], accepted=i in said)
+        if asked.source.passes:
+            deepest = _depth(asked.parents, min(drafted, len(asked.kinds)))
+            for depth in range(min(len(accepted) + 1, deepest)):
+                asked.source.learn_depth(depth, accepted=depth < len(accepted))
 
     def forget(self, number: int) -> None:
         """A stream has ended."""
@@ -159,81 +261,137 @@ class Speculator:
         for source in self._sources.pop(number, ()):
             source.drafter.close()
 
-    def _step_cost(self, streams: int, context_tokens: int) -> tuple[float, float, float]:
-        """Milliseconds of a step without drafts, of one more token, and of each token of context it reads."""
-        if not self._cost.known:
-            return 1.0, 0.08 / streams, 0.0  # 8 tokens cost about one and a half times what 1 costs
-        base_ms = max(self._cost.predict_ms(streams, context_tokens), 1e-3)
-        token_ms = self._cost.predict_ms(streams + 1, context_tokens) - base_ms
-        context_ms = (self._cost.predict_ms(streams, context_tokens + 1024) - base_ms) / 1024
-        return base_ms, max(token_ms, base_ms * 0.01 / streams), max(context_ms, 0.0)
+    def _ask(self, candidate: _Candidate, places: list[int]) -> tuple[int, ...] | Draft:
+        """These tokens of a proposal, in order; a subtree is closed under parents, as those are likelier."""
+        proposal = candidate.proposal
+        tokens = tuple(proposal.tokens[i] for i in places)
+        kinds = tuple(proposal.kinds[i] for i in places)
+        parents = None
+        if proposal.parents is not None:
+            new = {-1: -1} | {old: place for place, old in enumerate(places)}
+            parents = tuple(new[proposal.parents[i]] for i in places)
+            if all(parent == i - 1 for i, parent in enumerate(parents)):
+                parents = None
+        self._asked[candidate.number] = _Asked(candidate.source, kinds, parents)
+        return tokens if parents is None else Draft(tokens, parents)
 
-    def _candidate(self, stream: Stream, cost_ms: float, least_rate: float) -> _Candidate | None:
+    def _candidate(self, stream: Stream, worth: _Worth) -> _Candidate | None:
         """The draft that promises most for a stream; none if none is worth its cost."""
-        sources = self._sources.get(stream.number)
-        if sources is None:
-            sources = self._sources[stream.number] = [
-                _Source(drafters.name, drafters.kinds, drafters.open(stream.opening))
-                for drafters in self._drafters
-            ]
         most = min(stream.most, MOST_DRAFTED)
         if most <= 0:
             return None
-        best: _Candidate | None = None
-        best_gain = 0.0
-        for source in sources:
+        least = worth.least_chance()
+        found: _Candidate | None = None
+        found_worth = worth.plain
+        costly = []
+        for source in self._sources_of(stream):
+            if source.passes:
+                costly.append(source)
+                continue
             # What was hopeless a moment ago still is: looking costs as much as asking.
-            if source.skipped % _LOOK_AGAIN_STEPS or self._is_hopeless(source, least_rate):
+            if source.skipped % _LOOK_AGAIN_STEPS or self._is_hopeless(source, least):
                 source.skipped += 1
                 continue
-            source.drafter.extend(stream.ids[source.shown :].tolist())
-            source.shown = len(stream.ids)
-            proposal = source.drafter.propose(most)
-            if proposal is not None and stream.allowed is not None:
-                proposal = Proposal(stream.allowed(proposal.tokens, most), proposal.kind)
-            if proposal is None or not proposal.tokens:
+            candidate = self._proposal(stream, source, most)
+            if candidate is None:
                 continue
-            rate = self._rate(source, proposal.kind)
-            gain = rate * (1 - rate ** len(proposal.tokens)) / (1 - rate)
-            if gain > best_gain:
-                best, best_gain = _Candidate(stream.number, source, proposal, rate, cost_ms), gain
-        return best
+            candidate_worth = worth.best(candidate.chances)[1]
+            if found is None or candidate_worth > found_worth:
+                found, found_worth = candidate, candidate_worth
+        for source in costly:
+            candidate = self._costly(stream, source, most, worth, found_worth)
+            if candidate is not None:
+                return candidate
+        return found
 
-    def _is_hopeless(self, source: _Source, least_rate: float) -> bool:
+    def _costly(
+        self, stream: Stream, source: _Source, most: int, worth: _Worth, other_worth: float
+    ) -> _Candidate | None:
+        """The draft of a drafter that runs a model, asked for only if it promises more than the others'."""
+        chances = [source.depth_chance(depth) for depth in range(min(most, source.passes))]
+        depth, promised = worth.best_depth(chances, source.of_all.pass_ms)
+        if not depth or promised <= other_worth:
+            source.skipped += 1
+            if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
+                return None
+            depth = 1
+        started = None if self._clock_ms is None else self._clock_ms()
+        candidate = self._proposal(stream, source, depth)
+        if started is not None and self._clock_ms is not None:
+            spent_ms = self._clock_ms() - started
+            self.drafting_ms += spent_ms
+            known = source.of_all.pass_ms
+            source.of_all.pass_ms += (1 - _FORGET_COST if known else 1.0) * (spent_ms / depth - known)
+        source.skipped = 0
+        return candidate
+
+    def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
+        source.drafter.extend(stream.ids[source.shown :].tolist())
+        source.shown = len(stream.ids)
+        proposal = source.drafter.propose(most)
+        if proposal is not None and stream.allowed is not None:
+            proposal = _allowed(proposal, stream.allowed, most)
+        if proposal is None or not proposal.tokens:
+            return None
+        chances: list[float] = []
+        for i, kind in enumerate(proposal.kinds):
+            parent = i - 1 if proposal.parents is None else proposal.parents[i]
+            chances.append(source.chance(kind) * (1.0 if parent < 0 else chances[parent]))
+        return _Candidate(stream.number, source, proposal, tuple(chances))
+
+    def _sources_of(self, stream: Stream) -> list[_Source]:
+        sources = self._sources.get(stream.number)
+        if sources is None:
+            sources = self._sources[stream.number] = [
+                _Source(one.name, one.passes, one.open(stream.opening), self._all[one.name])
+                for one in self._drafters
+            ]
+        return sources
+
+    def _is_hopeless(self, source: _Source, least_chance: float) -> bool:
         """Whether nothing that it may propose would be worth its cost: then it need not be asked."""
         if source.skipped >= _TRY_AGAIN_STEPS:
             return False
-        return all(self._rate(source, kind) <= least_rate for kind in range(source.kinds))
-
-    def _rate(self, source: _Source, kind: int) -> float:
-        of_all = self._all.get((source.name, kind), _Rate())
-        general = (of_all.accepted + _FIRST_GUESS) / (of_all.tried + 1.0)
-        own = source.rates.get(kind)
-        if own is None:
-            return min(general, 0.999)
-        rate = (own.accepted + _PRIOR_WEIGHT * general) / (own.tried + _PRIOR_WEIGHT)
-        return min(rate, 0.999)
+        return all(source.chance(kind) <= least_chance for kind in range(len(source.of_all.kinds)))
 
 
-def _depths(
-    candidates: Sequence[_Candidate], streams: int, base_ms: float, most_tokens: int
-) -> Iterable[int]:
-    """How many tokens of each candidate to verify: one by one, the likeliest first, while it pays."""
-    depths = [0] * len(candidates)
-    chances = [candidate.rate for candidate in candidates]  # that the next token of each is accepted
-    expected, cost_ms = float(streams), base_ms
-    for _ in range(most_tokens):
-        best = -1
-        for i, chance in enumerate(chances):
-            if chance > _LEAST_WORTH and (
-                best < 0 or chance * candidates[best].cost_ms > chances[best] * candidates[i].cost_ms
-            ):
-                best = i
-        if best < 0 or chances[best] * cost_ms <= _MARGIN * expected * candidates[best].cost_ms:
-            break
-        expected += chances[best]
-        cost_ms += candidates[best].cost_ms
-        depths[best] += 1
-        full = depths[best] >= len(candidates[best].proposal.tokens)
-        chances[best] = 0.0 if full else chances[best] * candidates[best].rate
-    return depths
+def _allowed(
+    proposal: Proposal, allowed: Callable[[Sequence[int], int], tuple[int, ...]], most: int
+) -> Proposal | None:
+    """What a guide lets through of a chain, and of a tree of its likeliest path, which comes first."""
+    tokens, kinds = list(proposal.tokens), list(proposal.kinds)
+    if proposal.parents is not None:
+        path: list[int] = []
+        for i, parent in enumerate(proposal.parents):
+            if parent == (path[-1] if path else -1):
+                path.append(i)
+        tokens, kinds = [tokens[i] for i in path], [kinds[i] for i in path]
+    may = allowed(tokens, most)
+    if not may:
+        return None
+    # The guide may write tokens of its own after those: as likely as the last.
+    return Proposal(may, (kinds + kinds[-1:] * len(may))[: len(may)])
+
+
+def _depth(parents: Sequence[int] | None, count: int) -> int:
+    """Tokens of the longest path through the first `count`."""
+    if parents is None:
+        return count
+    depths: list[int] = []
+    for parent in parents[:count]:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return max(depths, default=0)
+
+
+def _chosen(candidates: Sequence[_Candidate], worth: _Worth) -> Iterator[list[int]]:
+    """The places of each candidate's tokens to verify: the likeliest of all, as many as are worth most."""
+    ranked = sorted(
+        (-chance, which, place)
+        for which, candidate in enumerate(candidates)
+        for place, chance in enumerate(candidate.chances)
+    )
+    count, _ = worth.best([-chance for chance, _, _ in ranked])
+    places: list[list[int]] = [[] for _ in candidates]
+    for _, which, place in ranked[:count]:
+        places[which].append(place)
+    return map(sorted, places)

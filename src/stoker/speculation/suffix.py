@@ -60,7 +60,7 @@ class AnswerPool:
             if _SEPARATOR in rest:
                 rest = rest[: rest.index(_SEPARATOR)]
             if rest:
-                return Proposal(rest, kind)
+                return Proposal(rest, [2 * kind] + [2 * kind + 1] * (len(rest) - 1))
         return None
 
 
@@ -109,7 +109,9 @@ class SuffixDrafters:
     """A pool of answers for each namespace."""
 
     name = "suffix"
-    kinds = len(SIZES)
+    chances = (0.7, 0.85, 0.5, 0.7, 0.3, 0.55)  # by size, the first token and the others
+    passes = 0
+    feature_tokens = 0
 
     def __init__(self) -> None:
         self._pools: OrderedDict[bytes, AnswerPool] = OrderedDict()  # last used last

@@ -18,7 +18,9 @@ def plan(streams: int, context: int, prefill: int = 0) -> StepPlan:
 
 def machine_ms(made: StepPlan) -> float:
     context = sum(chunk.end * chunk.tokens for chunk in made.chunks)
-    return 2.0 + 0.5 * made.tokens + 0.25 * context / 1024
+    rest = made.tokens % 16
+    computed = made.tokens - rest + min(width for width in (0, 1, 2, 4, 8, 12, 16) if width >= rest)
+    return 2.0 + 0.5 * computed + 0.25 * context / 1024
 
 
 def trained() -> StepCost:
@@ -34,6 +36,16 @@ def test_the_fit_finds_the_machine() -> None:
     for made in (plan(1, 50), plan(32, 1000), plan(8, 300, 128)):
         context = sum(chunk.end * chunk.tokens for chunk in made.chunks)
         assert cost.predict_ms(made.tokens, context) == pytest.approx(machine_ms(made), rel=0.02)
+
+
+def test_a_thousand_plain_steps_do_not_make_it_forget_what_more_tokens_cost() -> None:
+    cost = trained()
+    for i in range(1000):
+        made = plan(1, 100 + i)
+        cost.observe(made, machine_ms(made))
+    made = plan(1, 500, 7)
+    context = sum(chunk.end * chunk.tokens for chunk in made.chunks)
+    assert cost.predict_ms(made.tokens, context) == pytest.approx(machine_ms(made), rel=0.05)
 
 
 def test_without_streams_or_experience_a_step_takes_all_it_may() -> None:

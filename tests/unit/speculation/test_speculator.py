@@ -26,7 +26,9 @@ class Cost:
 class CountingDrafters:
     """Always proposes 0, 1, 2, ..."""
 
-    kinds = 1
+    chances = (0.5,)
+    passes = 0
+    feature_tokens = 0
 
     def __init__(self, name: str = "counting") -> None:
         self.name = name
@@ -40,7 +42,7 @@ class CountingDrafters:
 
     def propose(self, most: int) -> Proposal | None:
         self.asked += 1
-        return Proposal(range(most), 0)
+        return Proposal(range(most), [0] * most)
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -56,7 +58,7 @@ def drafted(speculator: Speculator, count: int, *, share: float, steps: int = 40
     for _ in range(steps):
         chosen = speculator.draft(streams(count), most_tokens=512)
         for number, tokens in chosen.items():
-            speculator.judge(number, len(tokens), round(share * len(tokens)))
+            speculator.judge(number, len(tokens), range(round(share * len(tokens))))
     return sum(map(len, chosen.values()))
 
 
@@ -86,7 +88,7 @@ def test_the_better_of_two_is_asked() -> None:
     for _ in range(60):
         for number, tokens in speculator.draft(streams(1), most_tokens=64).items():
             name = speculator._asked[number].source.name
-            speculator.judge(number, len(tokens), len(tokens) if name == "good" else 0)
+            speculator.judge(number, len(tokens), range(len(tokens) if name == "good" else 0))
     speculator.draft(streams(1), most_tokens=64)
     assert speculator._asked[0].source.name == "good"
 
@@ -114,4 +116,4 @@ def test_what_has_ended_is_forgotten() -> None:
         speculator.forget(number)
     assert not speculator._sources
     assert not speculator._asked
-    speculator.judge(1, 3, 2)  # of a stream that ended in the step
+    speculator.judge(1, 3, range(2))  # of a stream that ended in the step

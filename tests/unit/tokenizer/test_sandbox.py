@@ -132,7 +132,9 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory through Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="measures memory through Linux's /proc"
+)
 @pytest.mark.parametrize("source", ENDLESS)
 def test_what_does_not_end_is_stopped(source: str) -> None:
     """With a TemplateError, within about a second (five here, for busy machines) and little memory."""

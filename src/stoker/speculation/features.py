@@ -1,0 +1,39 @@
+"""The target's hidden states of a sequence's last tokens: what draft heads go on from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stoker.kernels.program import Float32
+
+
+class Features:
+    """A ring of rows, one for each of the last positions. The runner writes, drafters read."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self.most_tokens = most_tokens
+        self.first = 0  # the oldest position that has a row
+        self.end = 0  # one past the latest
+        self._rows: Float32 | None = None  # [most_tokens, width], position p in row p % most_tokens
+
+    def put(self, position: int, rows: Float32) -> None:
+        """Rows [count, width] of the positions from `position` on. What was there is replaced, also what came
+        after; rows that do not continue what is there begin anew."""
+        if not len(rows):
+            return
+        if self._rows is None:
+            self._rows = np.empty((self.most_tokens, rows.shape[1]), np.float32)
+        if not self.first <= position <= self.end:
+            self.first = position
+        end = position + len(rows)
+        rows = rows[-self.most_tokens :]
+        places = np.arange(end - len(rows), end) % self.most_tokens
+        self._rows[places] = rows
+        self.end = end
+        self.first = max(self.first, end - self.most_tokens)
+
+    def rows(self, begin: int, end: int) -> Float32:
+        """[end - begin, width] a copy; first <= begin < end <= self.end."""
+        assert self._rows is not None
+        found: Float32 = self._rows[np.arange(begin, end) % self.most_tokens]
+        return found
