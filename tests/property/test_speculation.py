@@ -114,9 +114,16 @@ def test_any_drafts_any_company(
     assert {key: said(outputs) for key, outputs in found.items()} == {
         key: said(outputs) for key, outputs in expected.items()
     }
-    assert engine.stats().accepted_tokens <= engine.stats().drafted_tokens
+    stats = engine.stats()
+    assert stats.accepted_tokens <= stats.drafted_tokens
+    for counts, tokens in (
+        (stats.drafts_by_tokens, stats.drafted_tokens),
+        (stats.drafts_by_accepted, stats.accepted_tokens),
+    ):
+        assert sum(counts) == stats.drafts
+        assert sum(depth * count for depth, count in enumerate(counts)) == tokens
     recorded = RecordedEngine(VOCABULARY, num_blocks, 2000, engine.options)
-    assert len(list(replay(recorded, entries))) == engine.stats().steps
+    assert len(list(replay(recorded, entries))) == stats.steps
 
 
 def fill(engine: Engine, requests: list[tuple[int, dict[str, Any]]], seed: int) -> None:

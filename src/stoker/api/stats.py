@@ -31,6 +31,10 @@ class EngineStats:
     generated_tokens: int = 0
     drafted_tokens: int = 0  # guessed, and verified beside a stream's next token
     accepted_tokens: int = 0  # of these, what the model said as well
+    drafts: int = 0  # one for each stream and step that verified any
+    drafts_by_tokens: tuple[int, ...] = ()  # [i]: drafts of i tokens
+    drafts_by_accepted: tuple[int, ...] = ()  # [i]: drafts of which i tokens were accepted
+    draft_saved_ms: float = 0.0  # estimated; falls while drafts cost more than they bring
     prefix_queries_tokens: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits_tokens: int = 0  # of these found, in memory or on disk
     disk_hits_tokens: int = 0  # of these read from disk

@@ -29,7 +29,7 @@ from stoker.grammar.guide import Guides, mask_words
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
-from stoker.speculation import Draft, Drafters, Features, Opening, Speculator, Stream
+from stoker.speculation import Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
@@ -84,6 +84,7 @@ class Engine:
         self._speculator = Speculator(offered, self.budget.cost, clock_ms=clock_ms) if offered else None
         self._feature_tokens = max((one.feature_tokens for one in offered), default=0)
         self._drafting_ms = 0.0  # of the last step
+        self._tally = DraftTally()
         self._tier = tier
         self._journal = journal
         self._arrivals = 0
@@ -279,6 +280,7 @@ class Engine:
         for chunk in plan.chunks:
             if chunk.draft:
                 speculator.judge(chunk.number, len(chunk.draft), range(accepted[chunk.number]))
+                self._tally.add(len(chunk.draft), accepted[chunk.number])
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""
@@ -302,6 +304,10 @@ class Engine:
             generated_tokens=self._generated_tokens,
             drafted_tokens=0 if self._speculator is None else self._speculator.drafted_tokens,
             accepted_tokens=0 if self._speculator is None else self._speculator.accepted_tokens,
+            drafts=self._tally.drafts,
+            drafts_by_tokens=self._tally.by_tokens,
+            drafts_by_accepted=self._tally.by_accepted,
+            draft_saved_ms=0.0,
             prefix_queries_tokens=tree.queries_tokens,
             prefix_hits_tokens=tree.hits_tokens,
             disk_hits_tokens=tree.disk_hits_tokens,

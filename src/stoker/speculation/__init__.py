@@ -5,12 +5,14 @@ from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
 from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, DRAFTERS, OFF, drafters_of
 from stoker.speculation.speculator import Speculator, Stream
+from stoker.speculation.tally import DraftTally
 
 __all__ = [
     "AUTO",
     "DRAFTERS",
     "OFF",
     "Draft",
+    "DraftTally",
     "Drafter",
     "Drafters",
     "Features",

@@ -95,6 +95,18 @@ _ENGINE_METRICS: Sequence[_EngineMetric] = (
     ),
     _EngineMetric(
         "counter",
+        ("stoker_drafts", "vllm:spec_decode_num_drafts"),
+        "Drafts that were verified: one for each stream and step that had any.",
+        lambda stats: stats.drafts,
+    ),
+    _EngineMetric(
+        "gauge",
+        ("stoker_draft_saved_seconds",),
+        "Time that drafts have saved against steps without them, estimated; falls while they cost more.",
+        lambda stats: stats.draft_saved_ms / 1000,
+    ),
+    _EngineMetric(
+        "counter",
         ("stoker_prefix_queried_tokens", "vllm:prefix_cache_queries"),
         "Prompt tokens that were looked up in the prefix cache.",
         lambda stats: stats.prefix_queries_tokens,
@@ -170,6 +182,23 @@ _HISTOGRAMS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
 )
 
 
+# Drafts by how many tokens they had, and by how many of these were accepted: the field of `EngineStats`.
+_DRAFT_HISTOGRAMS: Sequence[tuple[str, str, Callable[[EngineStats], Sequence[int]]]] = (
+    (
+        "stoker_draft_depth_tokens",
+        "Tokens of a draft that were verified.",
+        lambda stats: stats.drafts_by_tokens,
+    ),
+    (
+        "stoker_draft_accepted_depth_tokens",
+        "Tokens of a draft that were accepted.",
+        lambda stats: stats.drafts_by_accepted,
+    ),
+)
+# The kernels' tiles end at 16 rows with the token before the draft; trees go beyond.
+_DEPTH_BOUNDS: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 23, 31, 63)
+
+
 def write_metrics(
     offered: tuple[str, ...],
     stats: list[tuple[ServedModel, EngineStats | str]],
@@ -238,6 +267,20 @@ class _Scrape:
                 for name, stats in engines:
                     family.add_metric([name], float(metric.value(stats)))
                 yield family
+        for metric_name, says, counts in _DRAFT_HISTOGRAMS:
+            histograms = HistogramMetricFamily(metric_name, says, labels=[_MODEL])
+            for name, stats in engines:
+                histograms.add_metric([name], *_depths(counts(stats)))
+            yield histograms
+        positions = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted tokens by their place in the draft, from 0.",
+            labels=[_MODEL, "position"],
+        )
+        for name, stats in engines:
+            for position in range(len(stats.drafts_by_accepted) - 1):
+                positions.add_metric([name, str(position)], sum(stats.drafts_by_accepted[position + 1 :]))
+        yield positions
 
     def _of_requests(self) -> Iterator[Metric]:
         measures = self._measures.items()
@@ -270,6 +313,12 @@ class _Scrape:
                     histogram: Histogram = getattr(of, field)
                     histograms.add_metric([name], _cumulative(histogram), histogram.sum)
                 yield histograms
+
+
+def _depths(counts: Sequence[int]) -> tuple[list[tuple[str, float]], float]:
+    """Buckets and sum of values that were counted one by one: `counts[i]` times i."""
+    buckets = [(str(bound), float(sum(counts[: bound + 1]))) for bound in _DEPTH_BOUNDS]
+    return [*buckets, ("+Inf", float(sum(counts)))], float(sum(i * count for i, count in enumerate(counts)))
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

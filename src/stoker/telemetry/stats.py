@@ -71,8 +71,14 @@ def _loaded(model: ServedModel, stats: EngineStats | str) -> dict[str, object]:
     }
     if isinstance(stats, str):
         return values | {"error": stats}
-    fields = {f.name: getattr(stats, f.name) for f in dataclasses.fields(stats) if f.name != "hottest"}
+    fields = {
+        f.name: _plain(getattr(stats, f.name)) for f in dataclasses.fields(stats) if f.name != "hottest"
+    }
     return values | {"stats": fields, "hottest": [_hot_prefix(model, prefix) for prefix in stats.hottest]}
+
+
+def _plain(value: float | tuple[int, ...]) -> float | list[int]:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _hot_prefix(model: ServedModel, prefix: HotPrefix) -> dict[str, object]:

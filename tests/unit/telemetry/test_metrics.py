@@ -19,6 +19,8 @@ STATS = EngineStats(
     running=3, waiting=2, blocks=100, blocks_free=30, blocks_cached=50, blocks_held=20, steps=9,
     preemptions=1, prompt_tokens=1000, generated_tokens=500, prefix_queries_tokens=800,
     prefix_hits_tokens=600, disk_hits_tokens=64, disk_blocks=7, disk_rejected=2, evictions=4,
+    drafted_tokens=21, accepted_tokens=9, drafts=5, drafts_by_tokens=(0, 1, 0, 0, 0, 4),
+    drafts_by_accepted=(1, 2, 1, 0, 0, 1), draft_saved_ms=1500.0,
 )  # fmt: skip
 
 
@@ -77,6 +79,29 @@ def test_the_engine_s_numbers_under_both_names() -> None:
     assert samples["stoker_prefix_evicted_blocks_total", "m"] == 4
     assert (samples["stoker_model_loaded", "m"], samples["stoker_model_loaded", "later"]) == (1, 0)
     assert (samples["stoker_model_ready", "m"], samples["stoker_model_ready", "later"]) == (1, 0)
+
+
+def test_drafts_their_depths_and_the_time_they_saved() -> None:
+    metrics = Metrics()
+    samples = scrape(metrics, _host(metrics))
+    for ours, vllms, value in [
+        ("stoker_drafts_total", "vllm:spec_decode_num_drafts_total", 5),
+        ("stoker_drafted_tokens_total", "vllm:spec_decode_num_draft_tokens_total", 21),
+        ("stoker_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total", 9),
+    ]:
+        assert samples[ours, "m"] == samples[vllms, "m"] == value
+    assert samples["stoker_draft_saved_seconds", "m"] == 1.5
+    for name, total, at_most in [
+        ("stoker_draft_depth_tokens", 21, {"0": 0, "1": 1, "4": 1, "5": 5, "63": 5}),
+        ("stoker_draft_accepted_depth_tokens", 9, {"0": 1, "1": 3, "2": 4, "4": 4, "5": 5}),
+    ]:
+        assert samples[f"{name}_count", "m"] == samples[f"{name}_bucket", "+Inf", "m"] == 5
+        assert samples[f"{name}_sum", "m"] == total
+        for bound, count in at_most.items():
+            assert samples[f"{name}_bucket", bound, "m"] == count
+    by_place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert [samples[by_place, "m", str(place)] for place in range(5)] == [4, 2, 1, 1, 1]
+    assert (by_place, "m", "5") not in samples
 
 
 def test_histograms_of_requests_under_both_names() -> None:
