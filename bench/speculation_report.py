@@ -1,7 +1,7 @@
 """The part of docs/benchmarks.md about speculation, from what `stoker bench speculation --json` printed.
 
-    stoker bench speculation smollm2 --json > bench/results/speculation.json
-    python -m bench.report
+stoker bench speculation smollm2 --json > bench/results/speculation.json
+python -m bench.report
 """
 
 from __future__ import annotations
