@@ -269,18 +269,23 @@ class Engine:
             1 + len(output.written) for output in outputs if output.token_id is not None
         )
         if self._speculator is not None and drafts:
-            self._judge(self._speculator, plan, outputs)
+            self._judge(self._speculator, plan, outputs, result.token_ids)
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)
         return plan, outputs
 
-    def _judge(self, speculator: Speculator, plan: StepPlan, outputs: list[Output]) -> None:
+    def _judge(
+        self, speculator: Speculator, plan: StepPlan, outputs: list[Output], token_ids: Int32
+    ) -> None:
         accepted = {output.sequence.number: output.accepted for output in outputs}
+        row = 0
         for chunk in plan.chunks:
             if chunk.draft:
-                speculator.judge(chunk.number, len(chunk.draft), range(accepted[chunk.number]))
+                sampled = token_ids[row : row + chunk.rows].tolist()
+                speculator.judge(chunk.number, len(chunk.draft), range(accepted[chunk.number]), sampled)
                 self._tally.add(len(chunk.draft), accepted[chunk.number])
+            row += chunk.rows
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""

@@ -1,7 +1,7 @@
 """Drafts: what a sequence will probably say next, to be verified by the model many tokens at once."""
 
 from stoker.speculation.draft import Draft
-from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
+from stoker.speculation.drafter import Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, DRAFTERS, OFF, drafters_of
 from stoker.speculation.speculator import Speculator, Stream
@@ -16,6 +16,7 @@ __all__ = [
     "Drafter",
     "Drafters",
     "Features",
+    "Observer",
     "Opening",
     "Proposal",
     "Speculator",

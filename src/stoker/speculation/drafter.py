@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from stoker.sampling.rows import PackedParams
 from stoker.speculation.features import Features
@@ -43,6 +43,17 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """The sequence has ended; what was learnt of it may serve others."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A drafter that learns from what the target said at all positions of its drafts."""
+
+    def observe(self, draft: Sequence[int], sampled: Sequence[int]) -> None:
+        """Of its last proposal this chain was verified; `sampled`: what the target said in its place, token
+        by token, and after it; the first wrong guess was wrong for those after it too. -1: nothing. Told
+        before `extend` tells what became known."""
         ...
 
 

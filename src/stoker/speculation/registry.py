@@ -8,14 +8,22 @@ from typing import Final
 
 from stoker.api.errors import RequestError
 from stoker.speculation.drafter import Drafters
+from stoker.speculation.lookahead import LookaheadDrafters
 from stoker.speculation.ngram import NgramDrafters
 from stoker.speculation.prediction import PredictionDrafters
 from stoker.speculation.suffix import SuffixDrafters
 
 DRAFTERS: Final[Mapping[str, Callable[[], Drafters]]] = MappingProxyType(
-    {"prediction": PredictionDrafters, "ngram": NgramDrafters, "suffix": SuffixDrafters}
+    {
+        "prediction": PredictionDrafters,
+        "ngram": NgramDrafters,
+        "suffix": SuffixDrafters,
+        "lookahead": LookaheadDrafters,
+    }
 )
-AUTO: Final = "auto"  # all of them; each step asks the one that promises most
+AUTO: Final = "auto"  # these; each step asks the one that promises most
+# Not lookahead: its windows cost more rows than they bring where rows are not nearly free.
+_IN_AUTO: Final = ("prediction", "ngram", "suffix")
 OFF: Final = "off"
 
 
@@ -24,7 +32,7 @@ def drafters_of(names: str) -> tuple[Drafters, ...]:
     if names == OFF:
         return ()
     if names == AUTO:
-        return tuple(make() for make in DRAFTERS.values())
+        return tuple(DRAFTERS[name]() for name in _IN_AUTO)
     made = []
     for name in names.split(","):
         if name not in DRAFTERS:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.speculation.draft import Draft
-from stoker.speculation.drafter import Drafter, Drafters, Opening, Proposal
+from stoker.speculation.drafter import Drafter, Drafters, Observer, Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
 
@@ -95,6 +95,7 @@ class _Source:
     name: str
     passes: int
     drafter: Drafter
+    observer: Observer | None  # the drafter, if it is one
     of_all: _Rates
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
@@ -140,6 +141,7 @@ class _Asked:
     """What was drafted for a stream in the step that runs."""
 
     source: _Source
+    tokens: tuple[int, ...]
     kinds: tuple[int, ...]
     parents: tuple[int, ...] | None
 
@@ -231,14 +233,15 @@ class Speculator:
                 source.declined += 1
                 if source.skipped + source.declined < _TRY_AGAIN_STEPS:
                     continue
-                places = [0]
+                # One token tells whether it is right; who observes needs its whole window.
+                places = list(range(1 if source.observer is None else len(candidate.chances)))
             source.skipped = source.declined = 0
             chosen[candidate.number] = self._ask(candidate, places)
         return chosen
 
-    def judge(self, number: int, drafted: int, accepted: Sequence[int]) -> None:
+    def judge(self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] = ()) -> None:
         """Of the draft of a stream the first so many tokens were verified; those at these places, in order,
-        the model said as well."""
+        the model said as well. `sampled`: what it said at all verified places of a chain, and after it."""
         self.drafts += 1
         self.drafted_tokens += drafted
         self.accepted_tokens += len(accepted)
@@ -250,6 +253,8 @@ class Speculator:
             parent = i - 1 if asked.parents is None else asked.parents[i]
             if parent in reached:
                 asked.source.learn(asked.kinds[i], accepted=i in said)
+        if sampled and asked.parents is None and asked.source.observer is not None:
+            asked.source.observer.observe(asked.tokens[:drafted], sampled)
         if asked.source.passes:
             deepest = _depth(asked.parents, min(drafted, len(asked.kinds)))
             for depth in range(min(len(accepted) + 1, deepest)):
@@ -272,7 +277,7 @@ class Speculator:
             parents = tuple(new[proposal.parents[i]] for i in places)
             if all(parent == i - 1 for i, parent in enumerate(parents)):
                 parents = None
-        self._asked[candidate.number] = _Asked(candidate.source, kinds, parents)
+        self._asked[candidate.number] = _Asked(candidate.source, tokens, kinds, parents)
         return tokens if parents is None else Draft(tokens, parents)
 
     def _candidate(self, stream: Stream, worth: _Worth) -> _Candidate | None:
@@ -342,10 +347,11 @@ class Speculator:
     def _sources_of(self, stream: Stream) -> list[_Source]:
         sources = self._sources.get(stream.number)
         if sources is None:
-            sources = self._sources[stream.number] = [
-                _Source(one.name, one.passes, one.open(stream.opening), self._all[one.name])
-                for one in self._drafters
-            ]
+            sources = self._sources[stream.number] = []
+            for one in self._drafters:
+                drafter = one.open(stream.opening)
+                observer = drafter if isinstance(drafter, Observer) else None
+                sources.append(_Source(one.name, one.passes, drafter, observer, self._all[one.name]))
         return sources
 
     def _is_hopeless(self, source: _Source, least_chance: float) -> bool:
