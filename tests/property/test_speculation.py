@@ -19,6 +19,7 @@ from stoker.engine.scheduler import Output
 from stoker.engine.text import TextEngine
 from stoker.sampling import ReferenceSampler
 from stoker.speculation import Drafters
+from stoker.speculation.lookahead import LookaheadDrafters
 from stoker.speculation.ngram import NgramDrafters
 from stoker.speculation.suffix import SuffixDrafters
 
@@ -91,9 +92,10 @@ SAMPLINGS = st.fixed_dictionaries(
     shape=st.tuples(st.integers(8, 40), st.sampled_from([8, 17, 64]), st.integers(1, 6)),
     err=st.sampled_from([1, 2, 5, 1000]),
     seed=st.integers(0, 1 << 63),
+    alone=st.booleans(),
 )
 def test_any_drafts_any_company(
-    requests: list[tuple[int, dict[str, Any]]], shape: tuple[int, int, int], err: int, seed: int
+    requests: list[tuple[int, dict[str, Any]]], shape: tuple[int, int, int], err: int, seed: int, alone: bool
 ) -> None:
     num_blocks, batch_tokens, max_sequences = shape
     plain = new_engine((), num_blocks=40)
@@ -101,7 +103,8 @@ def test_any_drafts_any_company(
     expected = collect(plain)
     answers = [outputs[-1].sequence.ids.tolist() for outputs in expected.values()]
     entries: list[Entry] = []
-    drafters = (NgramDrafters(), SuffixDrafters(), CribbingDrafters(answers, err, VOCABULARY))
+    crib = CribbingDrafters(answers, err, VOCABULARY)
+    drafters = (LookaheadDrafters(),) if alone else (NgramDrafters(), SuffixDrafters(), crib)
     engine = new_engine(
         drafters,
         num_blocks=num_blocks,

@@ -9,7 +9,14 @@ from typing import Any, Final
 
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN, HEAD = 420, 220, 50, 70
 _COLOURS: Final[Mapping[str, str]] = MappingProxyType(
-    {"prediction": "#94a3b8", "ngram": "#0e7490", "suffix": "#7c3aed", "auto": "#c2410c"}
+    {
+        "prediction": "#94a3b8",
+        "ngram": "#0e7490",
+        "suffix": "#7c3aed",
+        "lookahead": "#15803d",
+        "model": "#b45309",
+        "auto": "#c2410c",
+    }
 )
 _OTHER_COLOUR: Final = "#374151"
 

@@ -275,9 +275,7 @@ class Engine:
                 self._forget(output.sequence)
         return plan, outputs
 
-    def _judge(
-        self, speculator: Speculator, plan: StepPlan, outputs: list[Output], token_ids: Int32
-    ) -> None:
+    def _judge(self, speculator: Speculator, plan: StepPlan, outputs: list[Output], token_ids: Int32) -> None:
         accepted = {output.sequence.number: output.accepted for output in outputs}
         row = 0
         for chunk in plan.chunks:

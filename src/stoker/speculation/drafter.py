@@ -61,11 +61,15 @@ class Drafters(Protocol):
     """Makes a drafter for each sequence."""
 
     name: str
-    chances: Sequence[float]  # by kind, from 0: how often a token of it is accepted, until experience says so
     # Most tokens that a proposal takes a pass of a model for, one after the other: then asking costs time,
     # and is asked for only as many as will pay. 0: proposals cost next to nothing.
     passes: int
     feature_tokens: int  # of how many last tokens it reads the target's hidden states
+
+    @property
+    def chances(self) -> Sequence[float]:
+        """By kind, from 0: how often a token of it is accepted, until experience says so."""
+        ...
 
     def open(self, opening: Opening) -> Drafter:
         """For a new sequence."""

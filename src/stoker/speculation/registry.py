@@ -21,9 +21,7 @@ DRAFTERS: Final[Mapping[str, Callable[[], Drafters]]] = MappingProxyType(
         "lookahead": LookaheadDrafters,
     }
 )
-AUTO: Final = "auto"  # these; each step asks the one that promises most
-# Not lookahead: its windows cost more rows than they bring where rows are not nearly free.
-_IN_AUTO: Final = ("prediction", "ngram", "suffix")
+AUTO: Final = "auto"  # all of them; each step asks the one that promises most
 OFF: Final = "off"
 
 
@@ -32,7 +30,7 @@ def drafters_of(names: str) -> tuple[Drafters, ...]:
     if names == OFF:
         return ()
     if names == AUTO:
-        return tuple(DRAFTERS[name]() for name in _IN_AUTO)
+        return tuple(make() for make in DRAFTERS.values())
     made = []
     for name in names.split(","):
         if name not in DRAFTERS:

@@ -7,6 +7,7 @@ import pytest
 
 from stoker.api.errors import RequestError
 from stoker.speculation import Opening, drafters_of
+from stoker.speculation.lookahead import POOL_ENTRIES, WINDOW, LookaheadDrafter, NgramPool
 from stoker.speculation.ngram import SIZES, NgramDrafter
 from stoker.speculation.prediction import PredictionDrafters
 from stoker.speculation.suffix import POOL_TOKENS, AnswerPool, SuffixDrafters, _slot, _slots
@@ -126,7 +127,74 @@ def test_a_prediction_is_followed_left_and_found_again() -> None:
 
 def test_names_of_drafters() -> None:
     assert drafters_of("off") == ()
-    assert [d.name for d in drafters_of("auto")] == ["prediction", "ngram", "suffix"]
+    assert [d.name for d in drafters_of("auto")] == ["prediction", "ngram", "suffix", "lookahead"]
     assert [d.name for d in drafters_of("suffix,ngram")] == ["suffix", "ngram"]
     with pytest.raises(RequestError, match=r"speculation is 'oracle'; allowed: auto, off, or of prediction"):
         drafters_of("oracle")
+
+
+# --- lookahead ---
+
+
+def test_samples_behind_a_wrong_guess_are_the_next_window() -> None:
+    drafter = LookaheadDrafter()
+    drafter.extend([10, 11, 12, 13])
+    found = drafter.propose(4)
+    assert found is not None
+    assert list(found.tokens) == [10, 11, 12, 13]  # nothing is known: the last words again
+    assert found.kinds[0] == 0
+    # The target says 20 where 10 was guessed, and 31 to 34 behind the guesses.
+    drafter.observe([10, 11, 12, 13], [20, 31, 32, 33, 34])
+    drafter.extend([20])
+    found = drafter.propose(6)
+    assert found is not None
+    assert list(found.tokens)[:4] == [31, 32, 33, 34]
+    assert list(found.kinds)[:4] == [1, 2, 2, 2]
+
+
+def test_diagonals_of_successive_iterates_are_ngrams() -> None:
+    drafter = LookaheadDrafter()
+    drafter.extend([1])
+    proposed = drafter.propose(2)
+    assert proposed is not None
+    drafter.observe(proposed.tokens, [5, 6, 7])  # 6 after a guess of 1, 7 after a second one
+    drafter.extend([5])
+    proposed = drafter.propose(2)
+    assert proposed is not None
+    assert list(proposed.tokens) == [6, 7]
+    drafter.observe(proposed.tokens, [9, 8, 4])  # 8 after 6, 4 after 7: (1, 6, 8), (1, 7, 4)
+    drafter.extend([9, 2, 1, 6])  # said in other words
+    found = drafter.propose(1)
+    assert found is not None
+    assert list(found.tokens) == [8]
+    assert list(found.kinds) == [5]  # found by two tokens
+
+
+def test_the_text_itself_is_in_the_pool() -> None:
+    drafter = LookaheadDrafter()
+    drafter.extend([1, 2, 3, 4, 5, 6, 7, 8, 9, 50, 1, 2, 3])
+    found = drafter.propose(WINDOW + 5)
+    assert found is not None
+    assert list(found.tokens) == [4, 5, 6, 7, 8, 9, 50]
+    assert list(found.kinds) == [3, 4, 4, 4, 4, 4, 4]
+
+
+def test_a_window_that_the_target_broke_off_or_a_grammar_changed() -> None:
+    drafter = LookaheadDrafter()
+    drafter.extend([1, 2, 3])
+    drafter.propose(4)
+    drafter.observe([7, 8], [4, -1, 6])  # 7 stands where another token was proposed; then nothing was left
+    drafter.extend([4])
+    found = drafter.propose(3)
+    assert found is not None
+    assert len(found.tokens) == len(found.kinds) == 3
+
+
+def test_the_pool_is_bounded_and_keeps_what_came_last() -> None:
+    pool = NgramPool()
+    for i in range(5 * POOL_ENTRIES):
+        pool.add([i, i + 1, i + 2, i + 3])
+    assert sum(map(len, (*pool._young, *pool._old))) <= 6 * POOL_ENTRIES
+    last = 5 * POOL_ENTRIES - 1
+    assert pool.find([last, last + 1, last + 2]) == (last + 3, 0)
+    assert pool.find([0, 1, 2]) is None

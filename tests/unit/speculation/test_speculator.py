@@ -117,3 +117,30 @@ def test_what_has_ended_is_forgotten() -> None:
     assert not speculator._sources
     assert not speculator._asked
     speculator.judge(1, 3, range(2))  # of a stream that ended in the step
+
+
+class ObservingDrafters(CountingDrafters):
+    """Notes what it is told of its drafts."""
+
+    chances = (0.01,)  # hopeless
+
+    def __init__(self) -> None:
+        super().__init__("observing")
+        self.told: list[tuple[list[int], list[int]]] = []
+
+    def open(self, opening: Opening) -> ObservingDrafters:
+        return self
+
+    def observe(self, draft: Sequence[int], sampled: Sequence[int]) -> None:
+        self.told.append((list(draft), list(sampled)))
+
+
+def test_who_observes_is_tried_with_its_whole_window_and_told_all_samples() -> None:
+    drafters = ObservingDrafters()
+    speculator = Speculator([drafters], Cost(5, 0.5))
+    for _ in range(400):
+        chosen = speculator.draft(streams(1, most=6), most_tokens=512)
+        for number, tokens in chosen.items():
+            assert isinstance(tokens, tuple)
+            speculator.judge(number, len(tokens) - 1, range(0), [9] * len(tokens))
+    assert drafters.told == [(list(range(5)), [9] * 6)] * 3  # one of 128 steps; one token had no room
