@@ -62,6 +62,7 @@ class LLM:
         batch_tokens: int = 512,
         max_sequences: int = 64,
         speculation: str = AUTO,
+        draft_head: str | Path | None = None,
     ) -> None:
         """Load a model: a name that `stoker list` shows, a path, or an engine that is put together already.
 
@@ -69,7 +70,8 @@ class LLM:
         answer, if fewer than the model takes. kv_bytes: cap on the KV cache, which grows up to it as it is
         used; kv_type: "int8", or "f16", which is twice as large. batch_tokens, max_sequences: most tokens
         and sequences of one step. speculation: who guesses tokens that are then verified many at once:
-        "auto", "off", or names of drafters; no token depends on it.
+        "auto", "off", or names of drafters; no token depends on it. draft_head: a file
+        that `stoker train-draft` made, if not the one that is found for the model.
 
         Raises `ModelNotFoundError`, `ModelFormatError`, `RequestError`.
         """
@@ -77,10 +79,17 @@ class LLM:
             self._engine = model
         else:
             scheduler = SchedulerOptions(batch_tokens=batch_tokens, max_sequences=max_sequences)
+            head = None if draft_head is None else str(draft_head)
             options = LoadOptions(
-                threads, context_tokens, kv_bytes, kv_type, scheduler, speculation=speculation
+                threads,
+                context_tokens,
+                kv_bytes,
+                kv_type,
+                scheduler,
+                speculation=speculation,
+                draft_head=head,
             )
-            self._engine = load_text_engine(model, options, seeds=RandomSeeds())
+            self._engine = load_text_engine(model, options, seeds=RandomSeeds(), clock_ms=_clock_ms)
         self._lock = threading.RLock()  # held while the engine is touched
         self._mailboxes: dict[str, list[Event | ScoresEvent]] = {}  # by request id, while somebody reads it
         self._requests = 0
@@ -324,6 +333,10 @@ def _pieces(events: Generator[Event, None, None]) -> Generator[Piece, None, None
     with closing(events):
         for event in events:
             yield piece_of(event)
+
+
+def _clock_ms() -> float:
+    return time.perf_counter() * 1000
 
 
 class RandomSeeds:

@@ -17,7 +17,7 @@ from stoker.bench.speculation_prompts import prompts_of
 from stoker.engine import Engine
 from stoker.engine.load import LoadOptions, load_text_engine
 from stoker.engine.text import TextEngine
-from stoker.speculation import DRAFTERS, drafters_of
+from stoker.speculation import BOUND, DRAFTERS, Drafters, drafters_of
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -51,7 +51,12 @@ PROMPTS = [prompt for kind in ("copy", "code", "chat", "reasoning") for prompt i
 
 @pytest.fixture(scope="module")
 def loaded(smollm2_path: Path) -> TextEngine:
-    return load_text_engine(smollm2_path, LoadOptions(speculation="off"), seeds=CountingSeeds())
+    return load_text_engine(smollm2_path, LoadOptions(), seeds=CountingSeeds())
+
+
+def bound(loaded: TextEngine) -> dict[str, Drafters]:
+    """The drafters that came with the model."""
+    return {one.name: one for one in loaded.engine.offered if one.name in BOUND}
 
 
 def answers(
@@ -59,7 +64,7 @@ def answers(
 ) -> tuple[list[Any], int]:
     """All that is told of each choice, and how many drafted tokens were accepted."""
     old = loaded.engine
-    made = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters))
+    made = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters, bound(loaded)))
     engine = loaded.with_engine(made)
     waiting = [
         Request(str(i), (Message("user", prompt),), SamplingParams(max_tokens=40, seed=i, **sampling))
@@ -96,7 +101,7 @@ def test_the_same_with_every_drafter(loaded: TextEngine, name: str, concurrency:
     expected, _ = answers(loaded, "off", sampling, 16)
     total = 0
     # Each drafter by itself on one kind of sampling: what differs between kinds is the verifying.
-    for drafters in (*DRAFTERS, "auto") if (concurrency, name) == (16, "hot") else ("auto",):
+    for drafters in (*DRAFTERS, "eagle", "auto") if (concurrency, name) == (16, "hot") else ("auto",):
         found, accepted = answers(loaded, drafters, sampling, concurrency)
         assert found == expected, drafters
         total += accepted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from stoker.bench.speculation_prompts import WORKLOADS, prompts_of
 from stoker.engine import Engine
 from stoker.engine.load import LoadOptions, load_text_engine
 from stoker.engine.text import TextEngine
-from stoker.speculation import AUTO, DRAFTERS, drafters_of
+from stoker.speculation import AUTO, BOUND, DRAFTERS, Drafters, drafters_of
 
 PLAIN = "plain"
 CONCURRENCIES = (1, 4, 16, 32)
@@ -55,10 +55,12 @@ def measure_speculation(
 
     Raises `RequestError` for a model without a chat template, `EngineError` if drafts changed an answer.
     """
-    loaded = load_text_engine(model, LoadOptions(threads, speculation="off"), seeds=_OneSeed())
+    loaded = load_text_engine(model, LoadOptions(threads), seeds=_OneSeed())
     if not loaded.tokenizer.chat_template:
         raise RequestError(f"{model.name} has no chat template; allowed: a model that chats")
-    names = (PLAIN, *(name for name in DRAFTERS if name != "prediction"), AUTO)  # no prompt predicts
+    bound = {one.name: one for one in loaded.engine.offered if one.name in BOUND}
+    # No prompt brings a prediction.
+    names = (PLAIN, *(name for name in (*DRAFTERS, *bound) if name != "prediction"), AUTO)
     total = len(WORKLOADS) * len(concurrencies)
     rows = []
     for done, (workload, concurrency) in enumerate((w, c) for w in WORKLOADS for c in concurrencies):
@@ -68,7 +70,7 @@ def measure_speculation(
         expected: dict[str, list[int]] | None = None
         for run in range(runs + 1):  # the first one warms, and is not counted
             for name in names:
-                engine = _engine(loaded, "off" if name == PLAIN else name)
+                engine = _engine(loaded, "off" if name == PLAIN else name, bound)
                 answers = _run(engine, prompts, concurrency, temperature, measured[name], counted=run > 0)
                 if expected is None:
                     expected = answers
@@ -84,10 +86,16 @@ def measure_speculation(
     }
 
 
-def _engine(loaded: TextEngine, drafters: str) -> TextEngine:
+def _engine(loaded: TextEngine, drafters: str, bound: Mapping[str, Drafters]) -> TextEngine:
     """A new engine on the same weights: empty caches, and drafters that know nothing yet."""
     old = loaded.engine
-    engine = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters))
+    engine = Engine(
+        old.interpreter,
+        old.sampler,
+        old.options,
+        drafters=drafters_of(drafters, bound),
+        clock_ms=lambda: time.perf_counter() * 1000,
+    )
     return loaded.with_engine(engine)
 
 

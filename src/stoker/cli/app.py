@@ -21,6 +21,7 @@ from stoker.cli.output import point_at_nothing, prepare_streams, say
 from stoker.cli.pull import pull
 from stoker.cli.run import run
 from stoker.cli.serve import serve
+from stoker.cli.train_draft import train_draft
 from stoker.cli.version import version
 
 # What a full or broken device answers to a write; files are opened by name, and their errors carry it.
@@ -74,6 +75,7 @@ def build_app() -> typer.Typer:
         ("list", list_models),
         ("inspect", inspect),
         ("serve", serve),
+        ("train-draft", train_draft),
         ("version", version),
     ):
         app.command(name)(command)

@@ -112,6 +112,7 @@ class Models:
     target_itl_ms: float | None
     disk_cache_bytes: int
     speculation: str
+    draft_head: str | None
 
     def shelf(self) -> ModelShelf:
         """The models, none of them loaded. Raises `RequestError`, `ModelNotFoundError`."""
@@ -130,6 +131,7 @@ class Models:
             # Requests have n choices each; the queue of the process is the one that refuses first.
             scheduler=SchedulerOptions(max_waiting=max(self.max_waiting, SchedulerOptions().max_waiting)),
             speculation=self.speculation,
+            draft_head=self.draft_head,
         )
         return ModelShelf(
             self.names,

@@ -105,6 +105,17 @@ SpeculationOption = Annotated[
         "joined by commas. No token of an answer depends on it.",
     ),
 ]
+DraftHeadOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft-head",
+        metavar="FILE",
+        dir_okay=False,
+        envvar="STOKER_DRAFT_HEAD",
+        help="A draft head from `stoker train-draft`.  [default: the one for the model, if there is one]",
+        show_default=False,
+    ),
+]
 TargetOption = Annotated[
     float | None,
     typer.Option(
@@ -226,6 +237,7 @@ def serve(
     drain_seconds: DrainOption = 30.0,
     target_itl_ms: TargetOption = None,
     speculation: SpeculationOption = "auto",
+    draft_head: DraftHeadOption = None,
     disk_cache_bytes: DiskCacheOption = "2GiB",  # type: ignore[assignment]
     no_disk_cache: NoDiskCacheOption = False,
     max_body_bytes: MaxBodyOption = "32MiB",  # type: ignore[assignment]
@@ -248,18 +260,10 @@ def serve(
     from stoker.cli.compose import Access, Logs, Models, Storage
 
     served = Models(
-        tuple(models or [DEFAULT_MODEL]),
-        threads=threads,
-        context_tokens=context,
-        kv_bytes=kv_bytes,
-        kv_type=kv_type,
-        max_waiting=max_waiting,
-        max_memory_bytes=max_memory,
-        keep_alive_s=keep_alive,
-        target_itl_ms=target_itl_ms,
-        speculation=speculation,
-        disk_cache_bytes=0 if no_disk_cache else disk_cache_bytes,
-    )
+        tuple(models or [DEFAULT_MODEL]), threads, context, kv_bytes, kv_type, max_waiting, max_memory,
+        keep_alive, target_itl_ms, 0 if no_disk_cache else disk_cache_bytes,
+        speculation, None if draft_head is None else str(draft_head),
+    )  # fmt: skip
     access = Access(
         host,
         port,

@@ -80,9 +80,11 @@ class Engine:
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
-        offered = tuple(drafters)
-        self._speculator = Speculator(offered, self.budget.cost, clock_ms=clock_ms) if offered else None
-        self._feature_tokens = max((one.feature_tokens for one in offered), default=0)
+        self.offered = tuple(drafters)  # for engines beside this one, on the same weights
+        self._speculator = (
+            Speculator(self.offered, self.budget.cost, clock_ms=clock_ms) if self.offered else None
+        )
+        self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)
         self._drafting_ms = 0.0  # of the last step
         self._tally = DraftTally()
         self._tier = tier

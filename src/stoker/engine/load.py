@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from stoker.api.request import SamplingParams, check_int
 from stoker.cache.disk import OpenedTier, open_disk_tier
 from stoker.engine.budget import BudgetOptions
 from stoker.engine.engine import Engine, EngineOptions
+from stoker.engine.heads import load_heads
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import EncodeChat, GuidesOf, TextEngine
 from stoker.grammar.guide import Guides
@@ -25,7 +27,7 @@ from stoker.kernels.numerics import NUMERICS
 from stoker.models.load import load_native
 from stoker.models.pooling import pooling_from_gguf
 from stoker.sampling.native import native_sampler
-from stoker.speculation import AUTO, drafters_of
+from stoker.speculation import AUTO, drafter_names, drafters_of
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.digest import weights_digest
 from stoker.weights.gguf import GGUFFile
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 # tokens of SmolLM2-135M or 200 000 of Gemma 3 270M, and still leave a small machine its room.
 DEFAULT_KV_BYTES = 2 << 30
 MAX_KV_BYTES = 1 << 47  # what a process on x86-64 can address
+ClockMs = Callable[[], float]
 MAX_THREADS = 256  # as the native thread pool has it
 
 
@@ -54,6 +57,7 @@ class LoadOptions:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     disk_cache_bytes: int = 0  # most bytes of prefixes kept on disk over restarts; 0: none
     speculation: str = AUTO  # drafters: "auto", "off", or names; no token depends on it
+    draft_head: str | None = None  # a draft head's file; none: the one that comes with the model, if any
     target_itl_ms: float | None = None  # between two tokens of a stream; none: twice what streams alone take
 
     def __post_init__(self) -> None:
@@ -64,13 +68,22 @@ class LoadOptions:
         check_int("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
         check_int("disk_cache_bytes", self.disk_cache_bytes, 0, MAX_KV_BYTES, note="0 keeps none")
         BudgetOptions(self.target_itl_ms)
-        drafters_of(self.speculation)
+        drafter_names(self.speculation)
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
 
 
-def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, seeds: SeedSource) -> TextEngine:
+def load_text_engine(
+    model: str | os.PathLike[str],
+    options: LoadOptions,
+    *,
+    seeds: SeedSource,
+    clock_ms: ClockMs | None = None,
+) -> TextEngine:
     """Load the model that a name or path means (see `stoker.weights.store.resolve`; nothing is downloaded).
+
+    `clock_ms` times drafters that run models, so that they are asked only while they pay; the engine has no
+    clock of its own.
 
     Raises `ModelNotFoundError`, `ModelFormatError` (both name the file), `CapacityError` if the KV cap holds
     not one block or memory or threads are refused, `RequestError` for an option the model does not allow.
@@ -79,7 +92,7 @@ def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, see
     # A name stays as it was given; of a path the last part says enough.
     name = path.stem if os.sep in os.fspath(model) or Path(model).is_file() else os.fspath(model)
     try:
-        return _load(path, name, options, seeds)
+        return _load(path, name, options, seeds, clock_ms)
     except ModelFormatError as error:
         if error.message.startswith(str(path)):
             raise
@@ -90,7 +103,9 @@ def load_text_engine(model: str | os.PathLike[str], options: LoadOptions, *, see
         ) from error
 
 
-def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> TextEngine:
+def _load(
+    path: Path, name: str, options: LoadOptions, seeds: SeedSource, clock_ms: ClockMs | None
+) -> TextEngine:
     with GGUFFile.open(path) as file:
         paths = file.paths
         header_digest = file.header_digest()  # before the header's pages are let go
@@ -103,6 +118,8 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
         )
         tokenizer = load_tokenizer(file.metadata, header_digest)
         pooling = pooling_from_gguf(file.metadata)
+        sampler = native_sampler(interpreter.pool)
+        heads = load_heads(file, interpreter, sampler, options.speculation, options.draft_head)
     context_tokens = options.context_tokens or interpreter.context_tokens
     if context_tokens > interpreter.context_tokens:
         raise RequestError(
@@ -112,7 +129,7 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
     opened, identity = _disk_tier(paths, interpreter.block_bytes, options)
     engine = Engine(
         interpreter,
-        native_sampler(interpreter.pool),
+        sampler,
         EngineOptions(
             context_tokens,
             frozenset(tokenizer.stop_ids),
@@ -123,7 +140,8 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
             identity=identity or header_digest.encode(),
         ),
         tier=opened.tier,
-        drafters=drafters_of(options.speculation),
+        drafters=drafters_of(options.speculation, heads.drafters),
+        clock_ms=clock_ms,
     )
     return TextEngine(
         engine,
@@ -133,7 +151,8 @@ def _load(path: Path, name: str, options: LoadOptions, seeds: SeedSource) -> Tex
         encode_chat=_chat_encoder(tokenizer),
         guides_of=_guides_of(tokenizer, interpreter.vocabulary),
         pooling=pooling,
-        notes=() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",),
+        notes=heads.notes
+        + (() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",)),
     )
 
 

@@ -11,7 +11,7 @@ from stoker import _native
 from stoker.api.errors import CapacityError, EngineError
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.lowering import Lowering
-from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Float32, Program, UInt8
+from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Embed, Float32, Program, UInt8
 
 KvType = Literal["int8", "f16"]
 
@@ -55,6 +55,8 @@ class NativeInterpreter:
         self.context_tokens = program.context_tokens
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
         self._vocabulary = program.vocabulary
+        # The packed embeddings, for what goes on from this program's states: it need not pack its own.
+        self.embedding = next((matrices[op.table] for op in program.ops if isinstance(op, Embed)), None)
         self._hidden: Float32 | None = None
         self._num_blocks = num_blocks
         self._program = _native.Program(

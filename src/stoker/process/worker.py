@@ -80,7 +80,7 @@ def main(load: Load | None = None) -> int:
 
 
 def _load(model: str, options: LoadOptions) -> TextEngine:
-    return load_text_engine(model, options, seeds=_NoSeeds())
+    return load_text_engine(model, options, seeds=_NoSeeds(), clock_ms=lambda: time.perf_counter() * 1000)
 
 
 def _serve(settings: Settings, socket: zmq.Socket[bytes], steps: StepClock, load: Load) -> int:

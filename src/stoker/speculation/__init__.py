@@ -3,12 +3,13 @@
 from stoker.speculation.draft import Draft
 from stoker.speculation.drafter import Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
-from stoker.speculation.registry import AUTO, DRAFTERS, OFF, drafters_of
+from stoker.speculation.registry import AUTO, BOUND, DRAFTERS, OFF, drafter_names, drafters_of
 from stoker.speculation.speculator import Speculator, Stream
 from stoker.speculation.tally import DraftTally
 
 __all__ = [
     "AUTO",
+    "BOUND",
     "DRAFTERS",
     "OFF",
     "Draft",
@@ -21,5 +22,6 @@ __all__ = [
     "Proposal",
     "Speculator",
     "Stream",
+    "drafter_names",
     "drafters_of",
 ]

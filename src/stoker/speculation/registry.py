@@ -21,22 +21,34 @@ DRAFTERS: Final[Mapping[str, Callable[[], Drafters]]] = MappingProxyType(
         "lookahead": LookaheadDrafters,
     }
 )
-AUTO: Final = "auto"  # all of them; each step asks the one that promises most
+BOUND: Final = ("eagle",)  # made for one model, from files of their own, when it is loaded
+AUTO: Final = "auto"  # each step asks the one that promises most
 OFF: Final = "off"
+# Guesses of the window of lookahead are verified as they come, which pays only where rows are free.
+_NOT_AUTO: Final = frozenset({"lookahead"})
+_NONE: Final[Mapping[str, Drafters]] = MappingProxyType({})
 
 
-def drafters_of(names: str) -> tuple[Drafters, ...]:
-    """New drafters for "auto", "off", or names joined by commas. Raises `RequestError` for another name."""
-    if names == OFF:
+def drafter_names(option: str) -> tuple[str, ...]:
+    """What "auto", "off", or names joined by commas mean. Raises `RequestError` for another name."""
+    known = (*DRAFTERS, *BOUND)
+    if option == OFF:
         return ()
-    if names == AUTO:
-        return tuple(make() for make in DRAFTERS.values())
-    made = []
-    for name in names.split(","):
-        if name not in DRAFTERS:
+    if option == AUTO:
+        return tuple(name for name in known if name not in _NOT_AUTO)
+    names = tuple(dict.fromkeys(option.split(",")))
+    for name in names:
+        if name not in known:
             raise RequestError(
-                f"speculation is {names!r:.80}; allowed: {AUTO}, {OFF}, or of {', '.join(DRAFTERS)} some, "
+                f"speculation is {option!r:.80}; allowed: {AUTO}, {OFF}, or of {', '.join(known)} some, "
                 "joined by commas"
             )
-        made.append(DRAFTERS[name]())
-    return tuple(made)
+    return names
+
+
+def drafters_of(option: str, bound: Mapping[str, Drafters] = _NONE) -> tuple[Drafters, ...]:
+    """New drafters for an option, and of those that belong to a model the ones it has. Raises
+    `RequestError`.
+    """
+    made = (DRAFTERS[name]() if name in DRAFTERS else bound.get(name) for name in drafter_names(option))
+    return tuple(one for one in made if one is not None)

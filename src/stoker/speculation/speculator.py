@@ -23,6 +23,7 @@ MOST_DRAFTED = 15  # with the token before it a tile of 16 of the kernels
 _FORGET = 0.9  # of a sequence's own experience, per draft: answers change from copying to inventing
 _FORGET_ALL = 0.995
 _PRIOR_WEIGHT = 2.0  # in tries, of all sequences' experience against the sequence's own
+_DEPTH_GUESS = 0.6  # of a model's draft, at any depth: enough to be tried
 _GUESS_WEIGHT = 4.0  # in tries, of a drafter's first guess against all experience
 _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it is tried, to see whether it is
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
@@ -84,8 +85,7 @@ class _Rates:
 
     def depth_chance(self, depth: int) -> float:
         rate = self.depths[depth]
-        guess = self._guesses[0]
-        return (rate.accepted + _GUESS_WEIGHT * guess) / (rate.tried + _GUESS_WEIGHT)
+        return (rate.accepted + _GUESS_WEIGHT * _DEPTH_GUESS) / (rate.tried + _GUESS_WEIGHT)
 
 
 @dataclass(slots=True)
@@ -160,6 +160,8 @@ class _Worth:
             self._costs_ms = [1.0 + 0.08 * n / streams for n in range(most + 1)]
         self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
         self.plain = streams / self._costs_ms[0]
+        # A pass of a draft head reads a tenth of what a step does.
+        self.guessed_pass_ms = 0.1 * self._costs_ms[0]
 
     def of(self, drafted: int, gain: float, drafting_ms: float = 0.0) -> float:
         """Of so many drafted tokens of which so many are expected to be accepted."""
@@ -314,20 +316,25 @@ class Speculator:
     ) -> _Candidate | None:
         """The draft of a drafter that runs a model, asked for only if it promises more than the others'."""
         chances = [source.depth_chance(depth) for depth in range(min(most, source.passes))]
-        depth, promised = worth.best_depth(chances, source.of_all.pass_ms)
+        guessed_ms = 0.0 if self._clock_ms is None else worth.guessed_pass_ms
+        depth, promised = worth.best_depth(chances, source.of_all.pass_ms or guessed_ms)
         if not depth or promised <= other_worth:
             source.skipped += 1
             if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
                 return None
             depth = 1
-        started = None if self._clock_ms is None else self._clock_ms()
+        source.skipped = 0
+        if self._clock_ms is None:
+            return self._proposal(stream, source, depth)
+        # One that was not asked for long has a prompt to catch up with, once: not what a pass costs.
+        is_usual = source.shown > 0 and len(stream.ids) - source.shown <= MOST_DRAFTED + 1
+        started = self._clock_ms()
         candidate = self._proposal(stream, source, depth)
-        if started is not None and self._clock_ms is not None:
-            spent_ms = self._clock_ms() - started
-            self.drafting_ms += spent_ms
+        spent_ms = self._clock_ms() - started
+        self.drafting_ms += spent_ms
+        if is_usual:
             known = source.of_all.pass_ms
             source.of_all.pass_ms += (1 - _FORGET_COST if known else 1.0) * (spent_ms / depth - known)
-        source.skipped = 0
         return candidate
 
     def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:

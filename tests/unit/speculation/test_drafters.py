@@ -127,7 +127,7 @@ def test_a_prediction_is_followed_left_and_found_again() -> None:
 
 def test_names_of_drafters() -> None:
     assert drafters_of("off") == ()
-    assert [d.name for d in drafters_of("auto")] == ["prediction", "ngram", "suffix", "lookahead"]
+    assert [d.name for d in drafters_of("auto")] == ["prediction", "ngram", "suffix"]
     assert [d.name for d in drafters_of("suffix,ngram")] == ["suffix", "ngram"]
     with pytest.raises(RequestError, match=r"speculation is 'oracle'; allowed: auto, off, or of prediction"):
         drafters_of("oracle")

@@ -1,0 +1,283 @@
+"""`stoker train-draft` from one end to the other: text, states, training, file, card.
+
+Each part is kept in a folder, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stoker.api.errors import RequestError
+from stoker.api.request import check_int
+from stoker.engine.load import LoadOptions, load_text_engine
+from stoker.kernels.lowering import VECTOR_WIDTH
+from stoker.kernels.program import Float32, Int32
+from stoker.models.config import ModelConfig, config_from_gguf
+from stoker.speculation.head_format import HeadIdentity, HeadShape
+from stoker.training.corpus import Corpus
+from stoker.training.dataset import Dataset, compute_dataset, load_dataset
+from stoker.weights.digest import model_digest
+from stoker.weights.gguf import GGUFFile
+from stoker.weights.packing import dequantize_reference
+
+_LAYER = (
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
+_INTERLEAVED = ("llama",)  # architectures whose layers turn neighbouring columns, as the head's does
+Told = Callable[[str, int, int, str], None]  # (part, done, of how many, what to say of it)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """What to train. The defaults made the head that comes with SmolLM2."""
+
+    answer_tokens: int = 650_000
+    answer_length: int = 256  # most tokens of an answer
+    steps: int = 1800
+    unroll: int = 3
+    vocabulary: int = 8192
+    window: int = 128
+    passes: int = 5  # most tokens that it drafts
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_int("answer_tokens", self.answer_tokens, 1, 1 << 31)
+        check_int("answer_length", self.answer_length, 8, 1 << 20)
+        check_int("steps", self.steps, 1, 1 << 31)
+        check_int("unroll", self.unroll, 1, 8)
+        check_int("vocabulary", self.vocabulary, VECTOR_WIDTH, 1 << 20)
+        check_int("window", self.window, 16, 4096)
+        check_int("passes", self.passes, 1, 16)
+
+
+class Trained(NamedTuple):
+    """A head that was written, and how it does on answers it was not trained on."""
+
+    path: Path
+    card: Path
+    accepted: tuple[float, ...]  # by depth, if all before was right
+    tokens_per_step: float
+
+
+def train_draft(
+    model: Path, folder: Path, out: Path, options: DraftOptions, *, questions: tuple[str, ...], told: Told
+) -> Trained:
+    """Train an EAGLE head for a model and write it, with its card beside it.
+
+    Raises `RequestError` where torch is missing, the text is too short, or `folder` belongs to another run,
+    and what loading the model raises.
+    """
+    try:
+        from stoker.training import export, trainer
+        from stoker.training.head import EagleHead
+    except ImportError as error:
+        raise RequestError(
+            f"training needs a package that is not installed: {error.name}",
+            hint="pip install 'stoker[train]'",
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = model_digest(model)
+    _claim(folder, digest, options, questions)
+    data = _data(model, folder, options, questions, told)
+    with GGUFFile.open(model) as file:
+        config = config_from_gguf(file.metadata, file.tensors)
+        shape = _shape(config, options.window)
+        embeddings = _tensor(file, "token_embd.weight")
+        output = _tensor(file, "output.weight") if config.has("output.weight") else embeddings
+        output_norm = _tensor(file, "output_norm.weight")
+        last = _last_layer(file, config)
+    draft_vocabulary = choose_vocabulary(data, min(options.vocabulary, config.vocabulary))
+    head: EagleHead = trainer.head_like(shape, last, output_norm, options.seed)
+    run = trainer.Trainer(
+        head,
+        data,
+        trainer.Target(embeddings, output, draft_vocabulary),
+        trainer.TrainOptions(steps=options.steps, unroll=options.unroll, seed=options.seed),
+        folder,
+    )
+    run.resume()
+
+    def progress(step: int, loss: float, report: trainer.Report | None) -> None:
+        said = "" if report is None else f", held out {report.tokens_per_step:.2f} tokens a step"
+        told("training", step, options.steps, f"loss {loss:.3f}{said}")
+
+    report = run.run(progress)
+    card = _card(model, digest, data, options, shape, report.accepted, report.tokens_per_step)
+    tensors = {
+        name: head.get_parameter(parameter).detach().float().cpu().numpy()
+        for parameter, name in export.file_names(dict(head.named_parameters())).items()
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export.write_head(
+        out,
+        identity=HeadIdentity("eagle", digest, config.vocabulary, options.passes),
+        shape=shape,
+        draft_vocabulary=draft_vocabulary,
+        tensors=tensors,
+        card=card,
+    )
+    beside = out.with_suffix(".md")
+    beside.write_text(card, encoding="utf-8")
+    return Trained(out, beside, report.accepted, report.tokens_per_step)
+
+
+def choose_vocabulary(data: Dataset, size: int) -> Int32:
+    """[size] the ids that answers have most often, ascending; a multiple of the kernels' width."""
+    counts = np.bincount(data.token_ids[data.answers])
+    counts = np.pad(counts, (0, max(size - len(counts), 0)))
+    most = np.argsort(-counts, kind="stable")[: size // VECTOR_WIDTH * VECTOR_WIDTH]
+    return np.sort(most).astype(np.int32)
+
+
+def read_questions(path: Path) -> tuple[str, ...]:
+    """The prompts of a file: a JSON object with a "prompt" in each line, or a line of text each.
+
+    Raises `RequestError` for a file that cannot be read or has none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}; allowed: prompts as UTF-8 text") from error
+    found = tuple(filter(None, (_question(line.strip()) for line in lines)))
+    if not found:
+        raise RequestError(f'{path} has no prompts; allowed: one in each line, or {{"prompt": ...}} in each')
+    return found
+
+
+def _question(line: str) -> str:
+    if line.startswith("{"):
+        try:
+            prompt = json.loads(line).get("prompt")
+        except ValueError:
+            return line
+        return prompt if isinstance(prompt, str) else ""
+    return line
+
+
+def _claim(folder: Path, digest: str, options: DraftOptions, questions: tuple[str, ...]) -> None:
+    """Write down whose run the folder holds, or compare. Text and states depend on these alone."""
+    mine = {
+        "target_digest": digest,
+        "seed": options.seed,
+        "answer_length": options.answer_length,
+        "questions": len(questions),
+    }
+    note = folder / "run.json"
+    if not note.exists():
+        note.write_text(json.dumps(mine), encoding="utf-8")
+        return
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != mine:
+        raise RequestError(
+            f"{folder} holds a run with {found}; allowed: {mine}",
+            hint="take another folder, or the same options",
+        )
+
+
+def _data(
+    model: Path, folder: Path, options: DraftOptions, questions: tuple[str, ...], told: Told
+) -> Dataset:
+    """Generate and compute what is not there yet; the engine is let go afterwards."""
+    corpus = Corpus(folder / "corpus.jsonl")
+    there = sum(len(one.answer) for one in corpus.read())
+    done = load_dataset(folder)
+    if done is not None and there >= options.answer_tokens and done.answer_tokens == there:
+        return done
+    loading = LoadOptions(threads=options.threads, speculation="off")
+    text = load_text_engine(model, loading, seeds=_NoSeeds())
+    corpus.generate(
+        text,
+        answer_tokens=options.answer_tokens,
+        most_tokens_each=options.answer_length,
+        questions=questions,
+        seed=options.seed,
+        progress=lambda count, total: told("text", count, total, "tokens of answers"),
+    )
+    text.engine.close()
+    return compute_dataset(
+        folder,
+        list(corpus.read()),
+        text.engine.interpreter,
+        batch_tokens=loading.scheduler.batch_tokens,
+        progress=lambda count, total: told("states", count, total, "tokens"),
+    )
+
+
+def _shape(config: ModelConfig, window: int) -> HeadShape:
+    return HeadShape(
+        width=config.width,
+        feed_forward=config.feed_forward,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        norm_eps=config.norm_eps,
+        rope_base=config.rope_base,
+        window=window,
+    )
+
+
+def _tensor(file: GGUFFile, name: str) -> Float32:
+    tensor = file.tensors[name]
+    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+    values = dequantize_reference(tensor.type.type_id, np.asarray(file.data(tensor)), rows, columns)
+    file.release(tensor)
+    return values.astype(np.float32).reshape(tensor.shape)
+
+
+def _last_layer(file: GGUFFile, config: ModelConfig) -> dict[str, Float32]:
+    """To begin with, where the target's layers are of the head's kind; else nothing."""
+    if config.architecture not in _INTERLEAVED or config.rotary != config.head_size:
+        return {}
+    return {f"{name}.weight": _tensor(file, f"blk.{config.layers - 1}.{name}.weight") for name in _LAYER}
+
+
+def _card(
+    model: Path,
+    digest: str,
+    data: Dataset,
+    options: DraftOptions,
+    shape: HeadShape,
+    accepted: tuple[float, ...],
+    tokens_per_step: float,
+) -> str:
+    by_depth = ", ".join(f"{share:.0%}" for share in accepted)
+    return f"""# Draft head for {model.name}
+
+- Kind: EAGLE, one decoder layer of width {shape.width}, {shape.heads} heads, window {shape.window}, Q8_0.
+- Target: SHA-256 {digest}. It drafts for no other file.
+- Data: {data.conversations} conversations, {data.answer_tokens} tokens of answers, all generated by the
+  target itself (seed {options.seed}, temperatures 0, 0.7, 0 and 1 in turn, at most
+  {options.answer_length} tokens each).
+- Training: {options.steps} steps of about 2048 tokens, unrolled {options.unroll} deep at the end.
+- Draft vocabulary: {min(options.vocabulary, 1 << 20)} tokens, the most frequent of the answers.
+- Held out (every 20th conversation), the head's likeliest token against the target's, each depth given that
+  all before was right: {by_depth}. A chain as deep brings {tokens_per_step:.2f} tokens a step.
+
+Answers never depend on a head: every drafted token is verified.
+"""
+
+
+class _NoSeeds:
+    """Every request of the corpus brings its seed."""
+
+    def draw(self) -> int:
+        """Never asked for."""
+        return 0

@@ -1,0 +1,78 @@
+"""Random draft heads for tiny models, written as `stoker train-draft` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.numerics.native_models import open_native
+
+from stoker.models.config import ModelConfig
+from stoker.speculation.head import DraftHead, load_head, tensor_shapes
+from stoker.speculation.head_format import HeadIdentity, HeadShape
+from stoker.training.export import write_head
+from stoker.weights.gguf import GGUFFile
+
+DIGEST = "0123456789abcdef" * 4
+WINDOW = 48
+
+
+def shape_for(config: ModelConfig) -> HeadShape:
+    return HeadShape(
+        width=config.width,
+        feed_forward=config.feed_forward,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        norm_eps=config.norm_eps,
+        rope_base=config.rope_base,
+        window=WINDOW,
+    )
+
+
+def random_tensors(shape: HeadShape, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    tensors = {}
+    for name, size in tensor_shapes(shape).items():
+        values = generator.standard_normal(size).astype(np.float32)
+        tensors[name] = values * 1.5 * size[-1] ** -0.5 if len(size) == 2 else 1 + 0.1 * values
+    return tensors
+
+
+def write_random_head(path: Path, config: ModelConfig, **changes: Any) -> Path:
+    """`changes`: other arguments of `write_head`, and fields of its identity."""
+    shape = shape_for(config)
+    identity = {
+        name: changes.pop(name, value)
+        for name, value in {
+            "kind": "eagle",
+            "target_digest": DIGEST,
+            "vocabulary": config.vocabulary,
+            "passes": 4,
+        }.items()
+    }
+    arguments: dict[str, Any] = {
+        "identity": HeadIdentity(**identity),
+        "shape": shape,
+        "draft_vocabulary": np.arange(0, 128, 2, dtype=np.int32),
+        "tensors": random_tensors(shape),
+        "card": "random numbers",
+    }
+    write_head(path, **arguments | changes)
+    return path
+
+
+def open_head(path: Path, target: Path, *, threads: int = 1, digest: str = DIGEST) -> DraftHead:
+    """The head bound to a target that is loaded for it."""
+    interpreter = open_native(target, threads=threads)
+    assert interpreter.embedding is not None
+    with GGUFFile.open(target) as file:
+        return load_head(
+            path,
+            file,
+            interpreter.embedding,
+            interpreter.pool,
+            target_digest=digest,
+            context_tokens=interpreter.context_tokens,
+        )
