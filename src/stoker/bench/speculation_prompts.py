@@ -11,22 +11,28 @@ _NAMES: Final = ("Ada", "Bruno", "Chiara", "Dmitri", "Esra", "Farid", "Greta", "
 _THINGS: Final = ("kettles", "lanterns", "ropes", "barrels", "apples", "tickets", "bricks", "letters")
 _PLACES: Final = ("harbour", "mill", "station", "market", "bakery", "library", "garden", "workshop")
 
-_RECORDS: Final = (
-    "Order {n}: {name} bought {k} {thing} at the {place} on 1{d} March and paid {m} crowns in cash. "
-    "The goods "
-    "were handed over the same day by the clerk on duty.",
-    "Order {q}: {other} returned {d} {thing} to the {place} on 2{d} March because the boxes were "
-    "damaged, and "
-    "was given {k} crowns back after the clerk had looked at them.",
-    "Order {r}: the {place} sent {m} {thing} to {name} by the evening train. The invoice is open, and the "
-    "clerk has written that it must be paid before the end of April.",
+# With mistakes to correct. Prose, as the smallest models that are measured do edit prose, and make up
+# something of their own when told to copy records or code: what is not copied says nothing of copying.
+_STORIES: Final = (
+    "Last summer {name} and {other} went to the old {place} near the river. They was walking for {d} "
+    "hours before they seen the first house. A man who sold {thing} has given them bread and cheese and"
+    " told them about the flood of 19{m}, when the water have risen above the second window. In the "
+    "evening they goes back by train, tired but happy, and they has decided to come again next year.",
+    "The {place} of our town have been closed for {d} weeks because the roof were damaged by a storm. "
+    "{name}, who work there since 19{m}, say that {k} boxes of {thing} was lost. {other} has offered to"
+    " lend the money for a new roof, but the town council have not answered yet. Until then the {thing}"
+    " is kept in a tent behind the station, where anybody can buys them in the morning.",
+    "Dear {name}, thank you for the {k} {thing} that you has sent to the {place} on Monday. {d} of them"
+    " was broken, and I has put them back into the box. Could you please tells {other} to collect the "
+    "box before the end of the month? The invoice of {m} crowns are paid, and we would like to orders "
+    "the same again for the winter, if the price have not changed.",
 )
 _COPY: Final = (
-    "Here are some records.\n\n{records}\n\nWrite all records again, word for word, with the word "
-    "crowns replaced by "
-    "the word coins.",
-    "{records}\n\nRepeat the text above exactly, and then say in one sentence who bought something.",
-    "Correct the spelling of the following text and give back the whole text:\n\n{records}",
+    "Correct the grammar mistakes in this text and return the corrected text:\n\n{story}",
+    "Please rewrite the following text with correct grammar, changing as little as possible.\n\n{story}",
+    "Replace the name {name} by the name Klara in the following text, and write the whole text "
+    "again.\n\n{story}",
+    "Repeat this text exactly:\n\n{story}",
 )
 _REASONING: Final = (
     "{name} has {n} {thing}. {other} gives {name} {k} more each day for {d} days. Then {name} sells "
@@ -80,8 +86,6 @@ def _prompt(texts: tuple[str, ...], number: int) -> str:
         "k": 11 + number * 7 % 40,
         "m": 30 + number * 13 % 60,
         "n": 100 + number * 37,
-        "q": 101 + number * 37,
-        "r": 102 + number * 37,
     }
-    values["records"] = "\n".join(record.format(**values) for record in _RECORDS)
+    values["story"] = _STORIES[number % len(_STORIES)].format(**values)
     return (texts[number % len(texts)] + _ENDING).format(**values)
