@@ -78,7 +78,10 @@ class DraftHead:
         # Blocks of a stream are used in turn: those of the window, and of what is drafted past it. Of many
         # tokens at once the last may write over what the first still sees; only the last one is asked about.
         self._ring = -(-(shape.window + _MOST_DRAFTED) // BLOCK_TOKENS) + 1
-        self._tables: Int32 = np.arange(MOST_STREAMS * self._ring, dtype=np.int32).reshape(MOST_STREAMS, -1)
+        blocks = -(-(context_tokens + _MOST_DRAFTED) // BLOCK_TOKENS)
+        of_first: Int32 = np.arange(blocks, dtype=np.int32) % self._ring
+        # [streams, blocks of the longest context]: which block each place of a stream lies in
+        self._tables: Int32 = of_first + self._ring * np.arange(MOST_STREAMS, dtype=np.int32)[:, None]
         self._owners: OrderedDict[object, int] = OrderedDict()  # the place of each, last used last
         program = eagle_program(shape, vocabulary, context_tokens + _MOST_DRAFTED)
         self._interpreter = NativeInterpreter(
@@ -114,16 +117,14 @@ class DraftHead:
         self._owners[owner] = place
         count = len(token_ids)
         end = start + count
-        blocks = -(-end // BLOCK_TOKENS)
-        table = self._tables[place, np.arange(blocks) % self._ring]
-        last = np.array([count - 1], np.int32)
+        last = np.array((count - 1,), np.int32)
         logits = self._interpreter.run(
             Batch(
                 token_ids=token_ids,
                 positions=np.arange(start, end, dtype=np.int32),
-                query_start=np.array([0, count], np.int32),
-                kv_tokens=np.array([end], np.int32),
-                block_tables=table[None],
+                query_start=np.array((0, count), np.int32),
+                kv_tokens=np.array((end,), np.int32),
+                block_tables=self._tables[place : place + 1, : -(-end // BLOCK_TOKENS)],
                 logit_rows=last,
                 hidden_rows=last,
                 inputs=states,
