@@ -20,7 +20,8 @@ from stoker.speculation.head import DraftHead
 
 # Kinds are by confidence and by whether the head goes on from a state of the target or from one of its own.
 _CONFIDENCES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.87, 0.95)
-_LEAST_REACHED: Final = 0.05  # by its own confidence; a token less likely to be reached is worth no pass
+# By its own confidence: a token that is less likely to be reached is worth neither a pass nor a row.
+_LEAST_REACHED: Final = 0.15
 
 
 class Samples(Protocol):
@@ -51,12 +52,15 @@ class EagleDrafters:
         return EagleDrafter(self._head, opening, self)
 
     def sample(self, logits: Float32, row: SampleRow) -> tuple[int, float]:
-        """Logits [V] over the draft vocabulary to a token of the target's, and the confidence in it; -1:
-        none.
-        """
-        self._logits[0, self._head.token_ids] = logits
-        result = self._sampler.sample(self._logits, [row])
-        return int(result.token_ids[0]), math.exp(min(float(result.logprobs[0]), 0.0))
+        """Logits [V] over the draft vocabulary to a token of the target's, and the confidence in it: its
+        share of the draft's distribution. -1: there is none."""
+        token_ids = self._head.token_ids
+        self._logits[0, token_ids] = logits
+        token_id = int(self._sampler.sample(self._logits, [row]).token_ids[0])
+        if token_id < 0:
+            return -1, 0.0
+        shares = np.exp(logits - logits.max())
+        return token_id, float(shares[token_ids.searchsorted(token_id)] / shares.sum())
 
 
 class EagleDrafter:

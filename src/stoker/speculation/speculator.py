@@ -23,7 +23,8 @@ MOST_DRAFTED = 15  # with the token before it a tile of 16 of the kernels
 _FORGET = 0.9  # of a sequence's own experience, per draft: answers change from copying to inventing
 _FORGET_ALL = 0.995
 _PRIOR_WEIGHT = 2.0  # in tries, of all sequences' experience against the sequence's own
-_DEPTH_GUESS = 0.6  # of a model's draft, at any depth: enough to be tried
+_PRIOR_ASKS = 4.0  # of a drafter that runs a model: weight of what all streams know against the stream's own
+_FORGET_ASKS = 0.95
 _GUESS_WEIGHT = 4.0  # in tries, of a drafter's first guess against all experience
 _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it is tried, to see whether it is
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
@@ -31,7 +32,6 @@ _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it 
 _MARGIN = 1.2
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
-_FORGET_COST = 0.9  # of what a pass of a drafter's model takes
 
 
 class Cost(Protocol):
@@ -70,22 +70,33 @@ class _Rate:
         self.tried = self.tried * forget + 1.0
 
 
+@dataclass(slots=True)
+class _Asks:
+    """Of a drafter that runs a model: what asking it cost and brought, the latest counting most."""
+
+    asked: float = 0.0
+    spent_ms: float = 0.0
+    verified: float = 0.0
+    accepted: float = 0.0
+
+    def add(self, spent_ms: float, forget: float) -> None:
+        self.asked = self.asked * forget + 1.0
+        self.spent_ms = self.spent_ms * forget + spent_ms
+        self.verified *= forget
+        self.accepted *= forget
+
+
 class _Rates:
-    """Of one drafter over all streams: acceptance by kind, and by depth in its drafts; what a pass costs."""
+    """Of one drafter over all streams: acceptance by kind, and what asking it brings."""
 
     def __init__(self, drafters: Drafters) -> None:
         self._guesses = drafters.chances
         self.kinds = tuple(_Rate() for _ in drafters.chances)
-        self.depths = tuple(_Rate() for _ in range(drafters.passes))
-        self.pass_ms = 0.0
+        self.asks = _Asks()
 
     def chance(self, kind: int) -> float:
         rate = self.kinds[kind]
         return (rate.accepted + _GUESS_WEIGHT * self._guesses[kind]) / (rate.tried + _GUESS_WEIGHT)
-
-    def depth_chance(self, depth: int) -> float:
-        rate = self.depths[depth]
-        return (rate.accepted + _GUESS_WEIGHT * _DEPTH_GUESS) / (rate.tried + _GUESS_WEIGHT)
 
 
 @dataclass(slots=True)
@@ -99,7 +110,7 @@ class _Source:
     of_all: _Rates
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
-    depths: dict[int, _Rate] = field(default_factory=dict)  # by depth, of a drafter with passes
+    asks: _Asks = field(default_factory=_Asks)  # of one with passes
     skipped: int = 0  # steps since it was last tried in which it was not asked
     declined: int = 0  # and in which its proposal was not worth its cost
 
@@ -107,18 +118,34 @@ class _Source:
         """That a token of this kind is accepted, if those before it are."""
         return _joined(self.rates.get(kind), self.of_all.chance(kind))
 
-    def depth_chance(self, depth: int) -> float:
-        """That a token so deep in its drafts is accepted, whatever its kind."""
-        return _joined(self.depths.get(depth), self.of_all.depth_chance(depth))
-
     def learn(self, kind: int, *, accepted: bool) -> None:
         self.rates.setdefault(kind, _Rate()).add(accepted=accepted, forget=_FORGET)
         self.of_all.kinds[kind].add(accepted=accepted, forget=_FORGET_ALL)
 
-    def learn_depth(self, depth: int, *, accepted: bool) -> None:
-        if depth < self.passes:
-            self.depths.setdefault(depth, _Rate()).add(accepted=accepted, forget=_FORGET)
-            self.of_all.depths[depth].add(accepted=accepted, forget=_FORGET_ALL)
+    def learn_cost(self, spent_ms: float) -> None:
+        self.asks.add(spent_ms, _FORGET_ASKS)
+        self.of_all.asks.add(spent_ms, _FORGET_ALL)
+
+    def learn_gain(self, verified: int, accepted: int) -> None:
+        for asks in (self.asks, self.of_all.asks):
+            asks.verified += verified
+            asks.accepted += accepted
+
+    def promise(self, worth: _Worth, guessed_ms: float) -> float:
+        """What a step is worth for which it is asked, as far as it is known."""
+        own, general = self.asks, self.of_all.asks
+        # Few asks of the stream are completed by those of all, and these by a guess that is worth a try.
+        weight = _PRIOR_ASKS / (general.asked + _PRIOR_ASKS)
+        known = 1.0 - weight
+
+        def mean(mine: float, of_all: float, guess: float) -> float:
+            usual = weight * guess + (known * of_all / general.asked if general.asked else 0.0)
+            return (mine + _PRIOR_ASKS * usual) / (own.asked + _PRIOR_ASKS)
+
+        verified = mean(own.verified, general.verified, 2.0)
+        accepted = mean(own.accepted, general.accepted, 1.0)
+        spent_ms = mean(own.spent_ms, general.spent_ms, guessed_ms)
+        return worth.of_mean(verified, accepted, spent_ms)
 
 
 def _joined(own: _Rate | None, general: float) -> float:
@@ -160,12 +187,12 @@ class _Worth:
             self._costs_ms = [1.0 + 0.08 * n / streams for n in range(most + 1)]
         self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
         self.plain = streams / self._costs_ms[0]
-        # A pass of a draft head reads a tenth of what a step does.
-        self.guessed_pass_ms = 0.1 * self._costs_ms[0]
+        # Two passes of a draft head, each of which reads a twentieth of what a step does.
+        self.guessed_drafting_ms = 0.1 * self._costs_ms[0]
 
-    def of(self, drafted: int, gain: float, drafting_ms: float = 0.0) -> float:
+    def of(self, drafted: int, gain: float) -> float:
         """Of so many drafted tokens of which so many are expected to be accepted."""
-        return (self._streams + gain / _MARGIN) / (self._costs_ms[drafted] + drafting_ms)
+        return (self._streams + gain / _MARGIN) / self._costs_ms[drafted]
 
     def best(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many of the tokens with these chances, likeliest first, to verify; and what that is worth."""
@@ -177,16 +204,15 @@ class _Worth:
                 most, best = count, worth
         return most, best
 
-    def best_depth(self, chances: Sequence[float], pass_ms: float) -> tuple[int, float]:
-        """Of tokens that each take a pass to propose: how many, and what that is worth."""
-        most, best, gain, reached = 0, self.plain, 0.0, 1.0
-        for count, chance in enumerate(chances[: len(self._costs_ms) - 1], 1):
-            reached *= chance
-            gain += reached
-            worth = self.of(count, gain, count * pass_ms)
-            if worth > best:
-                most, best = count, worth
-        return most, best
+    def of_mean(self, drafted: float, gain: float, drafting_ms: float) -> float:
+        """The same of a mean number of drafted tokens."""
+        last = len(self._costs_ms) - 1
+        low = min(int(drafted), last)
+        high = min(low + 1, last)
+        cost_ms = self._costs_ms[low] + (drafted - int(drafted)) * (
+            self._costs_ms[high] - self._costs_ms[low]
+        )
+        return (self._streams + gain / _MARGIN) / (cost_ms + drafting_ms)
 
     def least_chance(self) -> float:
         """A drafted token with a smaller chance is worth its cost at no draft length."""
@@ -258,9 +284,7 @@ class Speculator:
         if sampled and asked.parents is None and asked.source.observer is not None:
             asked.source.observer.observe(asked.tokens[:drafted], sampled)
         if asked.source.passes:
-            deepest = _depth(asked.parents, min(drafted, len(asked.kinds)))
-            for depth in range(min(len(accepted) + 1, deepest)):
-                asked.source.learn_depth(depth, accepted=depth < len(accepted))
+            asked.source.learn_gain(drafted, len(accepted))
 
     def forget(self, number: int) -> None:
         """A stream has ended."""
@@ -315,26 +339,23 @@ class Speculator:
         self, stream: Stream, source: _Source, most: int, worth: _Worth, other_worth: float
     ) -> _Candidate | None:
         """The draft of a drafter that runs a model, asked for only if it promises more than the others'."""
-        chances = [source.depth_chance(depth) for depth in range(min(most, source.passes))]
-        guessed_ms = 0.0 if self._clock_ms is None else worth.guessed_pass_ms
-        depth, promised = worth.best_depth(chances, source.of_all.pass_ms or guessed_ms)
-        if not depth or promised <= other_worth:
+        guessed_ms = 0.0 if self._clock_ms is None else worth.guessed_drafting_ms
+        if source.promise(worth, guessed_ms) <= other_worth:
             source.skipped += 1
             if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
                 return None
-            depth = 1
         source.skipped = 0
+        most = min(most, source.passes)
         if self._clock_ms is None:
-            return self._proposal(stream, source, depth)
-        # One that was not asked for long has a prompt to catch up with, once: not what a pass costs.
+            source.learn_cost(0.0)
+            return self._proposal(stream, source, most)
+        # One that was not asked for long has a prompt to catch up with, once: not what it usually takes.
         is_usual = source.shown > 0 and len(stream.ids) - source.shown <= MOST_DRAFTED + 1
         started = self._clock_ms()
-        candidate = self._proposal(stream, source, depth)
+        candidate = self._proposal(stream, source, most)
         spent_ms = self._clock_ms() - started
         self.drafting_ms += spent_ms
-        if is_usual:
-            known = source.of_all.pass_ms
-            source.of_all.pass_ms += (1 - _FORGET_COST if known else 1.0) * (spent_ms / depth - known)
+        source.learn_cost(spent_ms if is_usual else guessed_ms)
         return candidate
 
     def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
@@ -384,16 +405,6 @@ def _allowed(
         return None
     # The guide may write tokens of its own after those: as likely as the last.
     return Proposal(may, (kinds + kinds[-1:] * len(may))[: len(may)])
-
-
-def _depth(parents: Sequence[int] | None, count: int) -> int:
-    """Tokens of the longest path through the first `count`."""
-    if parents is None:
-        return count
-    depths: list[int] = []
-    for parent in parents[:count]:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
-    return max(depths, default=0)
 
 
 def _chosen(candidates: Sequence[_Candidate], worth: _Worth) -> Iterator[list[int]]:
