@@ -24,6 +24,7 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntPairs = nb::ndarray<const int32_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -79,12 +80,13 @@ std::vector<float> vector_of(const Floats& a) { return std::vector<float>(a.data
 using RowsView = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 BatchView view_of(const LoadedProgram& self, const Ints& token_ids, const Ints& positions, const Ints& query_start,
-                  const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows, const Ints& hidden_rows) {
+                  const Ints& kv_tokens, const IntTable& tables, const Ints& logit_rows, const Ints& hidden_rows,
+                  const IntPairs& kv_copies) {
   check_sizes({(int64_t)token_ids.size(), (int64_t)positions.size(), (int64_t)query_start.size(), (int64_t)kv_tokens.size(),
                (int64_t)tables.shape(0)});
   const BatchView b{(int64_t)token_ids.size(), (int64_t)kv_tokens.size(), (int64_t)tables.shape(1), (int64_t)logit_rows.size(),
               token_ids.data(), positions.data(), query_start.data(), kv_tokens.data(), tables.data(), logit_rows.data(),
-              (int64_t)hidden_rows.size(), hidden_rows.data()};
+              (int64_t)hidden_rows.size(), hidden_rows.data(), (int64_t)kv_copies.shape(0), kv_copies.data()};
   if (b.tokens > self.program.max_tokens())
     throw std::invalid_argument("a step of " + std::to_string(b.tokens) + " tokens; allowed: up to " +
                                 std::to_string(self.program.max_tokens()));
@@ -95,8 +97,8 @@ BatchView view_of(const LoadedProgram& self, const Ints& token_ids, const Ints& 
 }
 
 nb::tuple run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables,
-              Ints logit_rows, Ints hidden_rows) {
-  const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows);
+              Ints logit_rows, Ints hidden_rows, IntPairs kv_copies) {
+  const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows, kv_copies);
   const float* out;
   {
     nb::gil_scoped_release release;
@@ -293,14 +295,15 @@ NB_MODULE(_native, m) {
       .def_prop_ro("buffer_bytes", [](const LoadedProgram& s) { return s.program.buffer_bytes(); })
       .def("calibrate",
            [](LoadedProgram& self, Ints token_ids, Ints positions, Ints query_start, Ints kv_tokens, IntTable tables, Ints logit_rows,
-              Ints hidden_rows, int most) {
-             const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows);
+              Ints hidden_rows, IntPairs kv_copies, int most) {
+             const BatchView b = view_of(self, token_ids, positions, query_start, kv_tokens, tables, logit_rows, hidden_rows, kv_copies);
              nb::gil_scoped_release release;
              self.program.calibrate(b, most);
            },
-           "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "hidden_rows"_a, "most"_a)
+           "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "hidden_rows"_a,
+           "kv_copies"_a, "most"_a)
       .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(), "kv_tokens"_a.noconvert(),
-           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "hidden_rows"_a.noconvert());
+           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "hidden_rows"_a.noconvert(), "kv_copies"_a.noconvert());
   bind_steps(program);
   bind_sample(m);
 }

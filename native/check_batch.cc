@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace stoker {
@@ -59,7 +60,7 @@ void check_blocks(const BatchView& b, int64_t num_blocks) {
     check_range("block_tables", b.block_tables + s * b.table_stride, blocks_of(b.kv_tokens[s]), 0, num_blocks);
 }
 
-// Calls see(key) for each block that a sequence writes into: block id, then the slots [begin, end) of it, in
+// Calls see(key) for each block that a sequence or a copy writes into: block id, then the slots [begin, end) of it, in
 // one number that sorts in this order.
 template <class See>
 void over_written(const BatchView& b, See&& see) {
@@ -69,6 +70,26 @@ void over_written(const BatchView& b, See&& see) {
       const int64_t first = std::max<int64_t>(begin - i * kBlockTokens, 0), last = std::min<int64_t>(end - i * kBlockTokens, kBlockTokens);
       see((uint64_t)b.block_tables[s * b.table_stride + i] << 16 | (uint64_t)first << 8 | (uint64_t)last);
     }
+  }
+  for (int64_t i = 0; i < b.copies; ++i) {
+    const int64_t position = b.positions[b.kv_copies[2 * i]], slot = position % kBlockTokens;
+    const int32_t block = b.block_tables[b.kv_copies[2 * i + 1] * b.table_stride + position / kBlockTokens];
+    see((uint64_t)block << 16 | (uint64_t)slot << 8 | (uint64_t)(slot + 1));
+  }
+}
+
+void check_copies(const BatchView& b) {
+  for (int64_t i = 0; i < b.copies; ++i) {
+    const int32_t token = b.kv_copies[2 * i], sequence = b.kv_copies[2 * i + 1];
+    if (token < 0 || token >= b.tokens || sequence < 0 || sequence >= b.sequences)
+      refuse(".kv_copies[" + number(i) + "] copies token " + number(token) + " for sequence " + number(sequence) +
+             "; allowed: tokens 0 to " + number(b.tokens - 1) + ", sequences 0 to " + number(b.sequences - 1));
+    if (i && std::make_pair(token, sequence) <= std::make_pair(b.kv_copies[2 * i - 2], b.kv_copies[2 * i - 1]))
+      refuse(".kv_copies[" + number(i) + "] is not behind the one before it; allowed: rising tokens, and rising sequences of each");
+    const int64_t first = b.positions[b.query_start[sequence]];
+    if (b.positions[token] >= first)
+      refuse(".kv_copies[" + number(i) + "] is of position " + number(b.positions[token]) + "; allowed: before position " +
+             number(first) + ", where its sequence begins");
   }
 }
 
@@ -110,6 +131,7 @@ void check_batch(const BatchView& b, int64_t vocabulary, int64_t num_blocks, int
   check_range("kv_tokens", b.kv_tokens, b.sequences, 1, context_tokens + 1);
   check_positions(b);
   check_blocks(b, num_blocks);
+  check_copies(b);
   check_written(b);
   check_rows("logit_rows", b.logit_rows, b.rows, b.tokens);
   check_rows("hidden_rows", b.hidden_rows, b.hidden, b.tokens);

@@ -17,7 +17,7 @@ const Program::UnitPlan& Program::plan_of(const AttentionStep& step) const {
 }
 
 bool Program::decodes_together(const BatchView& batch, const AttentionStep& step) const {
-  return batch.tokens == batch.sequences && batch.sequences >= 4 * pool_.threads() && !plan_of(step).split;
+  return batch.tokens == batch.sequences && batch.sequences >= 4 * pool_.threads() && !reads_step_ && !plan_of(step).split;
 }
 
 bool Program::shares(const AttentionStep& step) const { return !plan_of(step).shared.empty(); }

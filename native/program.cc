@@ -11,6 +11,18 @@ namespace {
 
 int64_t tiles_of(int64_t tokens) { return (tokens + 15) / 16; }
 
+// Of a batch with one token of each sequence: whether a block that one writes into stands in another's table too, or a
+// key is stored for two. A branch of a draft reads so what its stem writes. A wrong yes costs time only.
+bool reads_step(const BatchView& b) {
+  if (b.copies) return true;
+  for (int64_t s = 0; s < b.sequences; ++s) {
+    const int32_t* column = b.block_tables + b.positions[s] / kBlockTokens;
+    for (int64_t other = 0; other < b.sequences; ++other)
+      if (other != s && column[other * b.table_stride] == column[s * b.table_stride]) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 int Program::float_buffer(int64_t width, Rows rows) {
@@ -86,6 +98,7 @@ void Program::prepare(const BatchView& batch) {
     b.q.grow(slots * 32), b.scale.grow(slots), b.scaled_sum.grow(slots), b.sum.grow(slots), b.half_sum.grow(2 * slots);
   }
   plans_.clear();
+  reads_step_ = batch.tokens == batch.sequences && batch.sequences >= 4 * pool_.threads() && reads_step(batch);
   prefixes_.find(batch);
   size_t q_heads = 0, q_width = 0;
   for (const Step& step : steps_)

@@ -22,6 +22,9 @@ struct BatchView {
   const int32_t *token_ids, *positions, *query_start, *kv_tokens, *block_tables, *logit_rows;
   int64_t hidden = 0;
   const int32_t* hidden_rows = nullptr;
+  // [copies][2], ascending: a token, and a sequence in whose blocks its key and value are stored as well
+  int64_t copies = 0;
+  const int32_t* kv_copies = nullptr;
 
   int64_t count(Rows of) const { return of == Rows::tokens ? tokens : of == Rows::logits ? rows : hidden; }
 };
@@ -178,7 +181,8 @@ class Program {
   int64_t collect_shared_rows(const BatchView& batch, const AttentionStep& step, UnitPlan& plan, std::vector<SharedRows>& all);
   void plan_shared(const BatchView& batch, const AttentionStep& step, UnitPlan& plan);
   const UnitPlan& plan_of(const AttentionStep& step) const;
-  // One new token of each of many sequences: a row's own unit needs no other row of the batch.
+  // One new token of each of many sequences, none of which reads another's: a row's own unit needs no other row of
+  // the batch.
   bool decodes_together(const BatchView& batch, const AttentionStep& step) const;
   bool shares(const AttentionStep& step) const;  // some rows of the batch are computed in shared units
   int64_t rows_per_chunk(int64_t tokens) const;
@@ -196,6 +200,7 @@ class Program {
   std::vector<FloatBuffer> floats_;
   std::vector<QuantisedBuffer> quantised_;
   std::vector<RopeTable> ropes_;
+  bool reads_step_ = false;      // some sequence of the present batch reads what another one of it writes
   SharedPrefixes prefixes_;      // of the present batch
   std::vector<UnitPlan> plans_;  // of the present batch
   GrowingArray<float> input_;

@@ -10,7 +10,8 @@ struct BatchView;
 
 struct SharedPrefixes {
   // Two or more sequences, members[first .. last), have the same blocks from position split * kSplitTokens to `end`, a
-  // multiple of kChunkTokens in that split, and from position 0 up to that split. None writes there in this step.
+  // multiple of kChunkTokens in that split, and from position 0 up to that split. None of them writes there in this step;
+  // what another one does (the stem of branches) is stored before anything attends.
   struct Group {
     int64_t split, end, first, last;
   };

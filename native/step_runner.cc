@@ -165,6 +165,10 @@ void StepRunner::store_keys(const AttentionStep& s) {
       while (t >= batch.query_start[sequence + 1]) ++sequence;
       k().store_keys(task, keys, values, t, sequence);
     }
+    const auto* copies = (const int32_t(*)[2])batch.kv_copies;
+    const auto* first = std::lower_bound(copies, copies + batch.copies, b, [](const int32_t (&c)[2], int64_t t) { return c[0] < t; });
+    for (; first < copies + batch.copies && (*first)[0] < e; ++first)
+      k().store_keys(task, keys, values, (*first)[0], (*first)[1]);
     k().prepare_queries(task, b, e);
   });
 }

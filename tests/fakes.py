@@ -57,6 +57,11 @@ class ScriptedInterpreter:
         self._slots[blocks, batch.positions % BLOCK_TOKENS] = np.stack(
             [batch.token_ids, batch.positions], axis=1
         )
+        copied = batch.kv_copies[:, 0]
+        blocks = batch.block_tables[batch.kv_copies[:, 1], batch.positions[copied] // BLOCK_TOKENS]
+        self._slots[blocks, batch.positions[copied] % BLOCK_TOKENS] = np.stack(
+            [batch.token_ids[copied], batch.positions[copied]], axis=1
+        )
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
         self.hidden_states = np.empty((len(batch.hidden_rows), HIDDEN_WIDTH), np.float32)
         for wanted, rows in ((logits, batch.logit_rows), (self.hidden_states, batch.hidden_rows)):

@@ -97,6 +97,7 @@ class Program:
         block_tables: _Int32,
         logit_rows: _Int32,
         hidden_rows: _Int32,
+        kv_copies: _Int32,
         most: int,
     ) -> None: ...
     def run(
@@ -108,6 +109,7 @@ class Program:
         block_tables: _Int32,
         logit_rows: _Int32,
         hidden_rows: _Int32,
+        kv_copies: _Int32,
     ) -> tuple[_Float32, _Float32 | None]:
         """Logits [R, vocabulary] and hidden states [H, width] (none without hidden rows), valid until the
         next run. ValueError for a contradictory batch."""

@@ -81,6 +81,8 @@ def check_batch(batch: Batch, *, vocabulary: int, num_blocks: int, context_token
     _check_range("kv_tokens", batch.kv_tokens, 1, context_tokens + 1)
     _check_positions(batch)
     _check_blocks(batch, num_blocks)
+    _check_copies(batch)
+    _check_written(batch)
     for name in ("logit_rows", "hidden_rows"):
         _check_rows(name, getattr(batch, name), tokens)
 
@@ -93,6 +95,7 @@ _DIMENSIONS = (
     ("block_tables", 2),
     ("logit_rows", 1),
     ("hidden_rows", 1),
+    ("kv_copies", 2),
 )
 
 
@@ -149,7 +152,35 @@ def _check_blocks(batch: Batch, num_blocks: int) -> None:
         raise EngineError(f"batch.block_tables has {columns} columns; allowed: at least {needed.max()}")
     used = np.arange(columns)[None, :] < needed[:, None]
     _check_range("block_tables", batch.block_tables[used], 0, num_blocks)
-    slots, times = np.unique(written_slots(batch), return_counts=True)
+
+
+def _check_copies(batch: Batch) -> None:
+    if batch.kv_copies.shape[1] != 2:
+        raise EngineError(f"batch.kv_copies has {batch.kv_copies.shape[1]} columns; allowed: 2")
+    before = (-1, -1)
+    for i, (token, sequence) in enumerate(batch.kv_copies.tolist()):
+        if not (0 <= token < batch.tokens and 0 <= sequence < batch.sequences):
+            raise EngineError(
+                f"batch.kv_copies[{i}] copies token {token} for sequence {sequence}; allowed: tokens 0 to "
+                f"{batch.tokens - 1}, sequences 0 to {batch.sequences - 1}"
+            )
+        if (token, sequence) <= before:
+            raise EngineError(
+                f"batch.kv_copies[{i}] is not behind the one before it; allowed: rising tokens, and rising "
+                "sequences of each"
+            )
+        before = (token, sequence)
+        first = batch.positions[batch.query_start[sequence]]
+        if batch.positions[token] >= first:
+            raise EngineError(
+                f"batch.kv_copies[{i}] is of position {batch.positions[token]}; allowed: before position "
+                f"{first}, where its sequence begins"
+            )
+
+
+def _check_written(batch: Batch) -> None:
+    written = np.concatenate([written_slots(batch), copied_slots(batch)])
+    slots, times = np.unique(written, return_counts=True)
     if (times > 1).any():
         block = slots[times > 1][0] // BLOCK_TOKENS
         raise EngineError(f"batch.block_tables make two tokens of one step share a slot of block {block}")
@@ -160,3 +191,10 @@ def written_slots(batch: Batch) -> np.ndarray:
     sequence = np.repeat(np.arange(batch.sequences), np.diff(batch.query_start))
     block = batch.block_tables[sequence, batch.positions // BLOCK_TOKENS].astype(np.int64)
     return block * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
+
+
+def copied_slots(batch: Batch) -> np.ndarray:
+    """Slot that each of `kv_copies` goes to: [C]."""
+    positions = batch.positions[batch.kv_copies[:, 0]]
+    block = batch.block_tables[batch.kv_copies[:, 1], positions // BLOCK_TOKENS].astype(np.int64)
+    return block * BLOCK_TOKENS + positions % BLOCK_TOKENS

@@ -11,7 +11,16 @@ from stoker import _native
 from stoker.api.errors import CapacityError, EngineError
 from stoker.kernels.interpreter import check_batch
 from stoker.kernels.lowering import Lowering
-from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Embed, Float32, Program, UInt8
+from stoker.kernels.program import (
+    BLOCK_TOKENS,
+    NO_COPIES,
+    NO_ROWS,
+    Batch,
+    Embed,
+    Float32,
+    Program,
+    UInt8,
+)
 
 KvType = Literal["int8", "f16"]
 
@@ -87,6 +96,7 @@ class NativeInterpreter:
             np.arange(-(-tokens // BLOCK_TOKENS), dtype=np.int32)[None],
             np.array([tokens - 1], np.int32),
             NO_ROWS,
+            NO_COPIES,
             outliers,
         )
 
@@ -120,6 +130,7 @@ class NativeInterpreter:
             batch.block_tables,
             batch.logit_rows,
             batch.hidden_rows,
+            batch.kv_copies,
         )
         try:
             if batch.inputs is not None:

@@ -188,6 +188,7 @@ class Program:
 
 
 NO_ROWS: Final[Int32] = np.empty(0, np.int32)
+NO_COPIES: Final[Int32] = np.empty((0, 2), np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,9 @@ class Batch:
     states wanted.
 
     Sequence s owns tokens query_start[s] .. query_start[s+1]-1, which take the consecutive positions up to
-    kv_tokens[s]-1; position p lives in block block_tables[s, p // 16], slot p % 16.
+    kv_tokens[s]-1; position p lives in block block_tables[s, p // 16], slot p % 16. All keys and values of a
+    step are stored before anything is read: a branch of a draft reads its stem's, through shared blocks or
+    copies.
     """
 
     token_ids: Int32  # [T]
@@ -207,6 +210,9 @@ class Batch:
     logit_rows: Int32  # [R], ascending indices into T
     hidden_rows: Int32 = field(default_factory=lambda: NO_ROWS)  # [H], likewise
     inputs: Float32 | None = None  # [T, width] of a program with an `Input`
+    # [C, 2] (token, sequence), ascending: the token's key and value are stored in the sequence's blocks as
+    # well, at the token's position, which lies before the sequence's own tokens.
+    kv_copies: Int32 = field(default_factory=lambda: NO_COPIES)
 
     @property
     def tokens(self) -> int:

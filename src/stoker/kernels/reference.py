@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.api.errors import EngineError, ModelFormatError
-from stoker.kernels.interpreter import check_batch, written_slots
+from stoker.kernels.interpreter import check_batch, copied_slots, written_slots
 from stoker.kernels.program import (
     BLOCK_TOKENS,
     Add,
@@ -114,9 +114,11 @@ def attention(
     Writes k and v into the caches (rounding to their type), then reads all positions back from there.
     """
     _, _, kv_heads, head_size = k_cache.shape
-    slots = written_slots(batch)
+    slots, copied = written_slots(batch), copied_slots(batch)
     for cache, new in ((k_cache, k), (v_cache, v)):
-        cache.reshape(-1, kv_heads, head_size)[slots] = new.reshape(-1, kv_heads, head_size)
+        flat, rows = cache.reshape(-1, kv_heads, head_size), new.reshape(-1, kv_heads, head_size)
+        flat[slots] = rows
+        flat[copied] = rows[batch.kv_copies[:, 0]]
     out = np.empty_like(q)
     for sequence in range(batch.sequences):
         rows = slice(batch.query_start[sequence], batch.query_start[sequence + 1])

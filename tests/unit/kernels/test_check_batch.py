@@ -18,7 +18,10 @@ from stoker.kernels.program import NO_ROWS, Batch
 _native = pytest.importorskip("stoker._native", reason="the native core is not built: make builds it")
 
 VOCABULARY, BLOCKS, CONTEXT, MOST_TOKENS = 50, 40, 100, 64
-FIELDS = ("token_ids", "positions", "query_start", "kv_tokens", "block_tables", "logit_rows", "hidden_rows")
+FIELDS = (
+    "token_ids", "positions", "query_start", "kv_tokens", "block_tables", "logit_rows", "hidden_rows",
+    "kv_copies",
+)  # fmt: skip
 
 
 def _int32(values: Any) -> npt.NDArray[np.int32]:
@@ -26,7 +29,7 @@ def _int32(values: Any) -> npt.NDArray[np.int32]:
 
 
 def _batch() -> Batch:
-    """Three sequences: a decode, a whole prompt of 20, the end of one of 40."""
+    """Three sequences: a decode, a whole prompt of 20, the end of one of 40; two copies into past slots."""
     tables = np.full((3, 4), -1, np.int32)
     tables[0, :2], tables[1, :2], tables[2, :3] = (4, 5), (6, 7), (8, 9, 10)
     return Batch(
@@ -37,6 +40,7 @@ def _batch() -> Batch:
         block_tables=tables,
         logit_rows=_int32([0, 20, 24]),
         hidden_rows=_int32([1, 2, 23]),
+        kv_copies=_int32([[1, 0], [3, 2]]),
     )
 
 
@@ -95,7 +99,7 @@ def test_hidden_rows_of_a_program_without_hidden_states_are_refused() -> None:
         made.run(*(getattr(_batch(), name) for name in FIELDS))
 
 
-def _set(field: str, index: Any, value: int) -> Batch:
+def _set(field: str, index: Any, value: Any) -> Batch:
     array = getattr(_batch(), field).copy()
     array[index] = value
     return dataclasses.replace(_batch(), **{field: array})
@@ -124,6 +128,16 @@ WRONG = [
     (_set("hidden_rows", 2, 25), "batch.hidden_rows holds 25; allowed: 0 to 24"),
     (_set("hidden_rows", 0, -1), "batch.hidden_rows holds -1; allowed: 0 to 24"),
     (_set("hidden_rows", 1, 1), "batch.hidden_rows[1] is 1; allowed: rising numbers"),
+    (_set("kv_copies", (1, 0), 25), "kv_copies[1] copies token 25 for sequence 2; allowed: tokens 0 to 24"),
+    (_set("kv_copies", (0, 1), -1), "batch.kv_copies[0] copies token 1 for sequence -1"),
+    (_set("kv_copies", (1, 1), 1), "batch.kv_copies[1] is of position 2; allowed: before position 0"),
+    (_set("kv_copies", (1, 0), 0), "batch.kv_copies[1] is not behind the one before it"),
+    (_set("kv_copies", 0, [3, 2]), "batch.kv_copies[1] is not behind the one before it"),
+    (
+        dataclasses.replace(_set("block_tables", (0, 0), 8), kv_copies=_int32([[3, 0], [3, 2]])),
+        "share a slot of block 8",
+    ),
+    (_set("block_tables", (0, 0), 6), "share a slot of block 6"),
     (dataclasses.replace(_batch(), positions=_int32([1])), "batch.positions has 1 entries; allowed: 25"),
     (dataclasses.replace(_batch(), query_start=_int32([0, 25])), "batch.query_start has 2 entries"),
     (dataclasses.replace(_batch(), block_tables=_batch().block_tables[:2]), "batch.block_tables has 2"),
@@ -154,6 +168,12 @@ def test_slots_of_one_block_may_be_shared_out(program: Any) -> None:
         block_tables=_int32([[7], [7]]),
         logit_rows=_int32([1]),
     )
+    assert _python_says(batch) is None
+    assert _native_says(program, batch) is None
+
+
+@pytest.mark.parametrize("batch", [_set("block_tables", (0, 0), 8), _set("kv_copies", 0, [3, 0])])
+def test_a_token_may_be_copied_to_several_and_a_block_hold_several_copies(program: Any, batch: Batch) -> None:
     assert _python_says(batch) is None
     assert _native_says(program, batch) is None
 
