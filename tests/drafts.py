@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
-from stoker.speculation import Opening, Proposal
+from stoker.speculation import Opening, Proposal, Stream
+from stoker.speculation.draft import Draft
 
 
 class CribbingDrafters:
@@ -48,6 +50,60 @@ class CribbingDrafter:
 
     def close(self) -> None:
         """Nothing is kept."""
+
+
+class TreeSpeculator:
+    """In place of an engine's speculator: trees of any shape, right and wrong, for every stream."""
+
+    def __init__(self, answers: Sequence[Sequence[int]], vocabulary: int, *, most: int, seed: int) -> None:
+        self.answers = [list(answer) for answer in answers]
+        self.vocabulary = vocabulary
+        self.most = most
+        self.seed = seed
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self.drafting_ms = 0.0
+
+    def may_pay(self, streams: int, context_tokens: int) -> bool:
+        return True
+
+    def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, Draft]:
+        return {stream.number: self._tree(stream) for stream in streams}
+
+    def _tree(self, stream: Stream) -> Draft:
+        known = len(stream.ids)
+        ids = stream.ids.tolist()
+        rests = [answer[known:] for answer in self.answers if answer[:known] == ids]
+        draw = random.Random(f"{self.seed} {stream.number} {known}")
+        return random_tree(rests[0] if rests else [], self.vocabulary, draw, draw.randint(1, self.most))
+
+    def judge(self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] = ()) -> None:
+        self.drafted_tokens += drafted
+        self.accepted_tokens += len(accepted)
+
+    def forget(self, number: int) -> None:
+        """Nothing is kept."""
+
+
+def random_tree(right: Sequence[int], vocabulary: int, draw: random.Random, count: int) -> Draft:
+    """So many guesses in any shape and order, parents first; the right ones among them as far as they go.
+    Now and then one is guessed twice."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    depth_if_right = {-1: 0}  # the guess -> how many right ones it completes
+    for guess in range(count):
+        parent = guess - 1 if draw.random() < 0.5 else draw.randint(-1, guess - 1)
+        if draw.random() < 0.4:
+            parent = max(depth_if_right)
+        depth = depth_if_right.get(parent)
+        token = draw.randrange(vocabulary)
+        if depth is not None and depth < len(right) and draw.random() < 0.7:
+            token = right[depth]
+        if depth is not None and right[depth : depth + 1] == [token]:
+            depth_if_right[guess] = depth + 1
+        tokens.append(token)
+        parents.append(parent)
+    return Draft(tuple(tokens), tuple(parents))
 
 
 class FreeCost:

@@ -355,6 +355,15 @@ class BlockTable:
             )
         return self._pool.open_table(self._blocks[:count])
 
+    def take_place_of(self, other: BlockTable) -> None:
+        """Go on for a table that this one was forked from, which is closed; what the prefix cache keeps of it
+        must be shared."""
+        kept = other.cached_blocks
+        if self._blocks[:kept] != other._blocks[:kept]:
+            raise EngineError(f"a table does not share the {kept} cached blocks of the one it replaces")
+        self.cached_blocks, self.cursor = kept, other.cursor
+        other.close()
+
     def close(self) -> None:
         """Give the blocks back. May be called more than once."""
         self._finalizer()

@@ -18,7 +18,7 @@ from stoker.cache.blocks import BlockPool
 from stoker.cache.disk import DiskTier
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
-from stoker.engine.guided import allowed_draft
+from stoker.engine.guided import allowed_draft, allowed_tree
 from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.engine.pooling import PooledStates
@@ -211,14 +211,19 @@ class Engine:
         if self.scheduler.is_all_background:
             budget_tokens = min(budget_tokens, _BACKGROUND_TOKENS)
         self._drafting_ms = 0.0
-        drafts = {} if self._speculator is None else self._draft(self._speculator, budget_tokens)
-        return self._advance(budget_tokens, drafts)[1]
+        asked = {} if self._speculator is None else self._draft(self._speculator, budget_tokens)
+        drafts = {n: self._may_come(self.scheduler.sequence(n), draft) for n, draft in asked.items()}
+        return self._advance(budget_tokens, drafts, asked)[1]
 
-    def step_planned(self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS) -> StepPlan:
-        """A step with a given budget and given drafts by sequence, as `step` otherwise; its plan."""
-        return self._advance(budget_tokens, drafts)[0]
+    def step_planned(
+        self, budget_tokens: int, drafts: Mapping[int, Draft | tuple[int, ...]] = NO_DRAFTS
+    ) -> StepPlan:
+        """A step with a given budget and given drafts by sequence (a tuple of tokens is a chain), as `step`
+        otherwise; its plan."""
+        every = _as_drafts(drafts)
+        return self._advance(budget_tokens, every, every)[0]
 
-    def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
+    def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, Draft]:
         """What to verify in the next step, if it is one of streams only."""
         decoding = self.scheduler.decoding()
         if not decoding:
@@ -228,9 +233,16 @@ class Engine:
         if not pays:
             return {}
         room = min(budget_tokens, self.options.scheduler.logit_rows) - len(decoding)
-        drafts = speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
+        found = speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
         self._drafting_ms = speculator.drafting_ms
-        return drafts
+        return _as_drafts(found)
+
+    def _may_come(self, sequence: Sequence, draft: Draft) -> Draft:
+        """What a sequence's guide lets come of a tree; of a chain it was asked while that was chosen."""
+        if sequence.guide is None or draft.is_chain:
+            return draft
+        words = mask_words(self.vocabulary)
+        return allowed_tree(sequence.guide, draft, len(draft.tokens), words=words)
 
     def _stream(self, sequence: Sequence) -> Stream:
         opening = Opening(
@@ -244,8 +256,9 @@ class Engine:
         return Stream(sequence.number, opening, sequence.ids, most, allowed)
 
     def _advance(
-        self, budget_tokens: int, drafts: Mapping[int, tuple[int, ...]]
+        self, budget_tokens: int, drafts: Mapping[int, Draft], asked: Mapping[int, Draft]
     ) -> tuple[StepPlan, list[Output]]:
+        """`asked`: what `drafts` were before guides looked at them."""
         plan = self.scheduler.plan(budget_tokens, drafts)
         if not plan.chunks:
             if self._open:
@@ -271,21 +284,37 @@ class Engine:
             1 + len(output.written) for output in outputs if output.token_id is not None
         )
         if self._speculator is not None and drafts:
-            self._judge(self._speculator, plan, outputs, result.token_ids)
+            self._judge(self._speculator, plan, outputs, asked, result.token_ids)
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)
         return plan, outputs
 
-    def _judge(self, speculator: Speculator, plan: StepPlan, outputs: list[Output], token_ids: Int32) -> None:
-        accepted = {output.sequence.number: output.accepted for output in outputs}
+    def _judge(
+        self,
+        speculator: Speculator,
+        plan: StepPlan,
+        outputs: list[Output],
+        asked: Mapping[int, Draft],
+        token_ids: Int32,
+    ) -> None:
+        """Tell how each draft fared, in its own terms: not all of it may have been verified."""
+        told = {output.sequence.number: output for output in outputs}
         row = 0
         for chunk in plan.chunks:
             if chunk.draft:
-                sampled = token_ids[row : row + chunk.rows].tolist()
-                speculator.judge(chunk.number, len(chunk.draft), range(accepted[chunk.number]), sampled)
-                self._tally.add(len(chunk.draft), accepted[chunk.number])
-            row += chunk.rows
+                output, draft = told[chunk.number], asked[chunk.number]
+                said = (output.token_id, *output.written)[: output.accepted]
+                accepted = draft.accepted(tuple(token for token in said if token is not None))
+                verified = len(draft.tokens)
+                if draft != chunk.guesses:
+                    places = draft.places_in(chunk.guesses)
+                    verified = next((i for i, place in enumerate(places) if place is None), verified)
+                verified = max(verified, *(i + 1 for i in accepted), 0)
+                sampled = token_ids[row : row + chunk.rows].tolist() if draft.is_chain else ()
+                speculator.judge(chunk.number, verified, accepted, sampled)
+                self._tally.add(len(chunk.draft) + chunk.branch_tokens, output.accepted)
+            row += chunk.rows + chunk.branch_tokens
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""
@@ -407,3 +436,7 @@ class Engine:
         return PromptTooLongError(
             f"the prompt has {tokens} tokens; allowed: at most {self.context_tokens}, with {room}", hint=hint
         )
+
+
+def _as_drafts(drafts: Mapping[int, Draft | tuple[int, ...]]) -> dict[int, Draft]:
+    return {n: draft if isinstance(draft, Draft) else Draft(draft) for n, draft in drafts.items()}

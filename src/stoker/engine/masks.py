@@ -18,10 +18,11 @@ from stoker.engine.plan import Chunk
 from stoker.engine.sequence import Sequence
 from stoker.grammar.guide import Guide, MaskRow, mask_words
 from stoker.sampling.rows import UInt32
+from stoker.speculation.draft import Draft
 
 Found = MaskRow | int | Exception | None  # a mask, what is forced, why neither can be told; or all may come
 Allowed = dict[tuple[int, int], MaskRow | int | StokerError]
-_Walk = tuple[Guide, tuple[int, ...], UInt32]  # a guide, what it is pushed, a row for each state [n, words]
+_Walk = tuple[Guide, Draft, UInt32]  # a guide, what it is pushed, a row for each state [1 + guesses, words]
 
 
 class Masks:
@@ -40,22 +41,22 @@ class Masks:
     def begin(self, chunks: ListOf[Chunk], sequences: ListOf[Sequence]) -> None:
         """Start to tell what may come in the rows that are sampled in this step."""
         guided = [
-            (sequence, sequence.guide, chunk.draft)
+            (sequence, sequence.guide, chunk.guesses)
             for sequence, chunk in zip(sequences, chunks, strict=True)
             if sequence.guide is not None and chunk[3]
         ]
         if not guided:
             return
-        count = sum(len(draft) + 1 for _, _, draft in guided)
+        count = sum(len(draft.tokens) + 1 for _, _, draft in guided)
         if len(self._rows) < count:
             self._rows = np.zeros((count, self._words), np.uint32)
         walks: list[_Walk] = []
         first = 0
         for sequence, guide, draft in guided:
-            rows = self._rows[first : first + len(draft) + 1]
+            rows = self._rows[first : first + len(draft.tokens) + 1]
             first += len(rows)
             self._numbers.append(sequence.number)
-            walks.append((guide.fork() if draft else guide, draft, rows))
+            walks.append((guide.fork() if draft.tokens else guide, draft, rows))
         if not self._beside:
             self._found.put([_walk(*walk) for walk in walks])
             return
@@ -66,19 +67,19 @@ class Masks:
         self._asked.put(walks)
 
     def end(self) -> Allowed:
-        """By sequence number and tokens ahead: the mask, [words], valid until the next `begin`; the token
-        that is forced; or why there is neither, which ends that choice only. Nothing where all may come.
-        Raises what is nobody's fault but ours."""
+        """By sequence number and guess, -1 for none: what may come after it, a mask [words], valid until the
+        next `begin`; the token that is forced; or why there is neither, which ends that choice only. Nothing
+        where all may come. Raises what is nobody's fault but ours."""
         allowed: Allowed = {}
         if not self._numbers:
             return allowed
         numbers, self._numbers = self._numbers, []
         for number, states in zip(numbers, self._found.get(), strict=True):
-            for ahead, found in enumerate(states):
+            for guess, found in enumerate(states, start=-1):
                 if isinstance(found, Exception) and not isinstance(found, StokerError):
                     raise found
                 if found is not None:
-                    allowed[number, ahead] = found
+                    allowed[number, guess] = found
         return allowed
 
 
@@ -87,21 +88,37 @@ def _walk_all(asked: SimpleQueue[list[_Walk]], found: SimpleQueue[list[list[Foun
         found.put([_walk(*walk) for walk in asked.get()])
 
 
-def _walk(guide: Guide, draft: tuple[int, ...], rows: UInt32) -> list[Found]:
-    """What may come now, and after each drafted token, as far as it can be told."""
-    states: list[Found] = []
-    for ahead, row in enumerate(rows):
+def _walk(guide: Guide, draft: Draft, rows: UInt32) -> list[Found]:
+    """What may come now, and after each guess, as far as it can be told. One guide goes along a path; where
+    another begins, it leaves a fork."""
+    states: list[Found] = [None] * len(rows)
+    begins: dict[int, list[int]] = {}  # the guess before -> the guesses that begin paths after it
+    for path in draft.paths()[1:]:
+        begins.setdefault(path.parent, []).append(path.guesses[0])
+    forks: dict[int, Guide] = {}
+    now: Guide | None = guide  # none: what comes before could not be followed
+    for guess, row in enumerate(rows, start=-1):
         try:
-            if ahead:
-                guide.push(draft[ahead - 1])
-            if guide.forced:
-                states.append(guide.forced[0])
-            elif guide.free or guide.finished:
-                states.append(None)
-            else:
-                guide.fill_mask(row)
-                states.append(row)
+            if guess >= 0:
+                if draft.parent(guess) != guess - 1 or guess in forks:
+                    now = forks.pop(guess, None)
+                if now is None:
+                    continue
+                now.push(draft.tokens[guess])
+            assert now is not None
+            for begin in begins.get(guess, ()):
+                forks[begin] = now.fork()
+            states[guess + 1] = _state(now, row)
         except Exception as error:  # raised or noted by `end`, in the engine's thread
-            states.append(error)
-            break
+            states[guess + 1] = error
+            now = None
     return states
+
+
+def _state(guide: Guide, row: MaskRow) -> Found:
+    if guide.forced:
+        return guide.forced[0]
+    if guide.free or guide.finished:
+        return None
+    guide.fill_mask(row)
+    return row

@@ -15,6 +15,7 @@ from stoker.engine.plan import StepPlan
 from stoker.grammar.guide import Guides
 from stoker.kernels.program import Batch, Float32, UInt8
 from stoker.sampling.rows import SampleResult, SampleRow
+from stoker.speculation.draft import Draft
 
 
 class _RecordedModel:
@@ -83,8 +84,8 @@ def replay(
             _apply(again, entry, guides_of)
 
 
-def _drafts(plan: StepPlan) -> dict[int, tuple[int, ...]]:
-    return {chunk.number: chunk.draft for chunk in plan.chunks if chunk.draft}
+def _drafts(plan: StepPlan) -> dict[int, Draft]:
+    return {chunk.number: chunk.guesses for chunk in plan.chunks if chunk.draft}
 
 
 def _apply(

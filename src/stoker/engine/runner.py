@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from operator import add
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from stoker.api.errors import StokerError
 from stoker.cache.blocks import BlockPool
+from stoker.engine.branches import branch_starts, copied
 from stoker.engine.masks import Allowed, Masks
 from stoker.engine.plan import Chunk, StepPlan
 from stoker.engine.sequence import CONSTRAINT_FAULT, Purpose, Sequence, fault_of
 from stoker.grammar.guide import Guide
 from stoker.kernels.interpreter import Interpreter
-from stoker.kernels.program import BLOCK_TOKENS, NO_ROWS, Batch, Float32, Int32
+from stoker.kernels.program import BLOCK_TOKENS, NO_COPIES, NO_ROWS, Batch, Float32, Int32
 from stoker.sampling.rows import SampleResult, SampleRow
 
 _FIRST_COUNTING = 256  # more sequences than most steps have
@@ -60,8 +60,14 @@ class Runner:
             logits = self._interpreter.run(batch)
         finally:
             allowed = self._masks.end()
+        result = self._sample(plan, sequences, logits, allowed)
         if len(batch.hidden_rows):
-            self._keep_hidden(plan, sequences, self._interpreter.hidden_states)
+            self._keep_hidden(plan, sequences, self._interpreter.hidden_states, result)
+        return result
+
+    def _sample(
+        self, plan: StepPlan, sequences: list[Sequence], logits: Float32, allowed: Allowed
+    ) -> SampleResult:
         rows: list[SampleRow] = []
         guided: list[tuple[int, Sequence, Chunk]] = []
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
@@ -70,7 +76,7 @@ class Runner:
             if sequence.purpose is not Purpose.GENERATE:
                 rows += _score_rows(sequence, chunk)
             elif sequence.guide is None:
-                rows += [_row(sequence, ahead) for ahead in range(len(chunk.draft) + 1)]
+                rows += _rows(sequence, chunk)
             else:
                 guided.append((len(rows), sequence, chunk))
                 rows += _guided_rows(sequence, chunk, allowed)
@@ -92,13 +98,15 @@ class Runner:
         allowed: Allowed,
     ) -> None:
         """While the guide refuses what a row's sampling gave: take the next best, by the same noise. Of a
-        draft up to the first token that was guessed wrongly: nothing after it will be looked at."""
+        draft along the right guesses up to the first wrong one: nothing else will be looked at."""
         guide = sequence.guide
         assert guide is not None
         if chunk.draft:
             guide = guide.fork()
-        for ahead, guess in enumerate((*chunk.draft, None)):
-            row, found = first + ahead, allowed.get((sequence.number, ahead))
+        guesses = chunk.guesses
+        guess: int | None = -1
+        while guess is not None:
+            row, found = first + 1 + guess, allowed.get((sequence.number, guess))
             try:
                 if isinstance(found, StokerError):
                     raise found
@@ -107,10 +115,10 @@ class Runner:
             except StokerError as error:  # of this choice alone
                 sequence.fault = fault_of(error)
                 result.token_ids[row] = -1
-            if guess is None or result.token_ids[row] != guess:
-                return
-            with suppress(StokerError):  # the sequence's own guide will say so when it is told
-                guide.push(guess)
+            guess = guesses.following(guess, int(result.token_ids[row]))
+            if guess is not None:
+                with suppress(StokerError):  # the sequence's own guide will say so when it is told
+                    guide.push(guesses.tokens[guess])
 
     def _sample_allowed(
         self,
@@ -137,12 +145,11 @@ class Runner:
     def batch(self, plan: StepPlan, sequences: list[Sequence]) -> Batch:
         """The step as every interpreter takes it; `sequences` in the order of the plan's chunks."""
         count = len(sequences)
-        _, starts, tokens, rows, _ = zip(*plan.chunks, strict=True)
-        columns = -(-(max(map(add, starts, tokens))) // BLOCK_TOKENS)
-        table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
-        block_tables = self._pool.batch_tables(table_rows, columns)
+        _, starts, tokens, rows, _, _ = zip(*plan.chunks, strict=True)
         if sum(tokens) != count or sum(rows) != count:
-            return self._mixed_batch(plan.chunks, sequences, block_tables)
+            return self._mixed_batch(plan.chunks, sequences)
+        columns = max(starts) // BLOCK_TOKENS + 1
+        table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
         # One token and one row each: the common step is spared most numpy calls, a microsecond apiece.
         if count >= len(self._counting):
             self._counting = np.arange(2 * count, dtype=np.int32)
@@ -156,52 +163,66 @@ class Runner:
             positions=packed[:count],
             query_start=self._counting[: count + 1],
             kv_tokens=packed[count : 2 * count],
-            block_tables=block_tables,
+            block_tables=self._pool.batch_tables(table_rows, columns),
             logit_rows=self._counting[:count],
             hidden_rows=self._counting[:count] if keeps else NO_ROWS,
         )
 
-    def _mixed_batch(
-        self, chunks: tuple[Chunk, ...], sequences: list[Sequence], block_tables: Int32
-    ) -> Batch:
-        """Chunks of any length, with any number of rows."""
-        starts = np.array([chunk.start for chunk in chunks], np.int32)
-        counts = np.array([chunk.tokens for chunk in chunks], np.int32)
-        query_start = np.zeros(len(chunks) + 1, np.int32)
+    def _mixed_batch(self, chunks: tuple[Chunk, ...], sequences: list[Sequence]) -> Batch:
+        """Chunks of any length, with any number of rows and branches."""
+        parts: list[_Part] = []
+        copies: list[tuple[int, int]] = []
+        tokens = 0
+        for sequence, chunk in zip(sequences, chunks, strict=True):
+            if (
+                chunk.branches
+            ):  # their chunk begins with the last known token, and the guesses follow in order
+                copies += [(tokens + 1 + guess, len(parts) + 1 + branch) for guess, branch in copied(chunk)]
+            parts += self._parts(sequence, chunk)
+            tokens += chunk.tokens + chunk.branch_tokens
+        starts = np.array([part.start for part in parts], np.int32)
+        counts = np.array([len(part.token_ids) for part in parts], np.int32)
+        query_start = np.zeros(len(parts) + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         offsets = np.repeat(starts - query_start[:-1], counts)
-        positions = np.arange(len(offsets), dtype=np.int32) + offsets
-        ends = query_start[1:].tolist()
+        ends, kv_tokens = query_start[1:].tolist(), starts + counts
+        columns = -(-int(kv_tokens.max()) // BLOCK_TOKENS)
         return Batch(
-            token_ids=np.concatenate(
-                [s.peek(c.start, c.end) for s, c in zip(sequences, chunks, strict=True)]
-            ),
-            positions=positions,
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            positions=np.arange(len(offsets), dtype=np.int32) + offsets,
             query_start=query_start,
-            kv_tokens=starts + counts,
-            block_tables=block_tables,
-            logit_rows=np.array(
-                [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.rows, end)],
-                np.int32,
-            ),
-            hidden_rows=np.array(
-                [
-                    row
-                    for s, c, end in zip(sequences, chunks, ends, strict=True)
-                    for row in range(end - c.end + self._first_hidden(s, c), end)
-                ],
-                np.int32,
-            ),
+            kv_tokens=kv_tokens,
+            block_tables=self._pool.batch_tables([part.table_row for part in parts], columns),
+            logit_rows=_last_rows([part.rows for part in parts], ends),
+            hidden_rows=_last_rows([part.hidden for part in parts], ends),
+            kv_copies=np.array(sorted(copies), np.int32) if copies else NO_COPIES,
         )
+
+    def _parts(self, sequence: Sequence, chunk: Chunk) -> list[_Part]:
+        assert sequence.table is not None
+        hidden = chunk.end - self._first_hidden(sequence, chunk)
+        ids = sequence.peek(chunk.start, chunk.end)
+        parts = [_Part(sequence.table.row, chunk.start, ids, chunk.rows, hidden)]
+        for branch, table, begin in (
+            zip(chunk.branches, sequence.branch_tables, branch_starts(chunk), strict=True)
+            if chunk.branches
+            else ()
+        ):
+            count = len(branch.tokens)
+            ids = np.array(branch.tokens, np.int32)
+            parts.append(_Part(table.row, begin, ids, count, count if hidden else 0))
+        return parts
 
     def _first_hidden(self, sequence: Sequence, chunk: Chunk) -> int:
         return sequence.first_hidden(chunk.start, chunk.end, keeps_features=self.keeps_features)
 
-    def _keep_hidden(self, plan: StepPlan, sequences: list[Sequence], states: Float32) -> None:
+    def _keep_hidden(
+        self, plan: StepPlan, sequences: list[Sequence], states: Float32, result: SampleResult
+    ) -> None:
         """Hand each sequence the hidden states of its chunk that it wants; states: [H, width], in order."""
         # The common step has one of every chunk, as its batch is made without looking at each sequence.
         every = plan.tokens == len(plan.chunks) == len(states)
-        begin = 0
+        begin = row = 0
         for sequence, chunk in zip(sequences, plan.chunks, strict=True):
             first = self._first_hidden(sequence, chunk)
             end = begin + (1 if every else chunk.end - first)
@@ -209,12 +230,58 @@ class Runner:
                 sequence.pooled.add(states[begin:end], chunk.end)
             elif sequence.features is not None and first < chunk.end:
                 # Of drafted tokens too: those of wrong guesses are written over before anybody reads them.
-                sequence.features.put(first, states[begin:end])
+                wanted: slice | list[int] = slice(begin, end)
+                if chunk.branches:
+                    wanted = [begin + 1 + guess for guess in _right_guesses(chunk, result, row)]
+                    end += chunk.branch_tokens
+                sequence.features.put(first, states[wanted])
             begin = end
+            row += chunk.rows + chunk.branch_tokens
 
 
-def _row(sequence: Sequence, ahead: int = 0) -> SampleRow:
-    """The row of the next token, or of one that comes after so many guessed ones."""
+class _Part(NamedTuple):
+    """Consecutive tokens of one block table: a chunk's own, or those of one of its branches."""
+
+    table_row: int
+    start: int
+    token_ids: Int32
+    rows: int  # of logits, the last ones
+    hidden: int  # rows whose hidden states are wanted, likewise
+
+
+def _last_rows(wanted: list[int], ends: list[int]) -> Int32:
+    """The last so many rows before each end."""
+    return np.array(
+        [row for count, end in zip(wanted, ends, strict=True) for row in range(end - count, end)], np.int32
+    )
+
+
+def _right_guesses(chunk: Chunk, result: SampleResult, row: int) -> list[int]:
+    """-1 for the last known token, then the guesses that the model said as well; `row`: the chunk's first."""
+    guesses = chunk.guesses
+    found = [-1]
+    while (guess := guesses.following(found[-1], int(result.token_ids[row + 1 + found[-1]]))) is not None:
+        found.append(guess)
+    return found
+
+
+def _rows(sequence: Sequence, chunk: Chunk) -> list[SampleRow]:
+    """The row of the next token, and of the one after each guess."""
+    rows = [_row(sequence, ahead) for ahead in range(len(chunk.draft) + 1)]
+    if not chunk.branches:
+        return rows
+    guesses = chunk.guesses
+    for guess in range(len(chunk.draft), len(guesses.tokens)):
+        path = guesses.path(guess)
+        row = _row(sequence, len(path))
+        if row.history is not None:  # what `peek` shows past the known tokens is the draft
+            row = row._replace(history=np.concatenate([sequence.ids, np.array(path, np.int32)]))
+        rows.append(row)
+    return rows
+
+
+def _row(sequence: Sequence, ahead: int) -> SampleRow:
+    """The row of the token that comes after the known ones and so many of the draft."""
     packed = sequence.packed
     banned: tuple[int, ...] = ()
     if packed.params.min_tokens and sequence.output_tokens + ahead < packed.params.min_tokens:
@@ -227,14 +294,13 @@ def _row(sequence: Sequence, ahead: int = 0) -> SampleRow:
 
 def _guided_rows(sequence: Sequence, chunk: Chunk, allowed: Allowed) -> list[SampleRow]:
     """The rows of a sequence with a guide: forced, or under a mask; or free."""
-    rows = []
-    for ahead in range(len(chunk.draft) + 1):
-        row, found = _row(sequence, ahead), allowed.get((sequence.number, ahead))
+    rows = _rows(sequence, chunk)
+    for place, row in enumerate(rows):
+        found = allowed.get((sequence.number, place - 1))
         if isinstance(found, int):
-            row = row._replace(forced_token=found)
+            rows[place] = row._replace(forced_token=found)
         elif found is not None and not isinstance(found, StokerError):
-            row = row._replace(allowed_mask=found)
-        rows.append(row)
+            rows[place] = row._replace(allowed_mask=found)
     return rows
 
 

@@ -19,16 +19,19 @@ from stoker.api.events import FinishReason
 from stoker.api.request import check_int
 from stoker.cache.blocks import BlockPool, BlockTable, Copy
 from stoker.cache.radix import Match, RadixTree
+from stoker.engine.branches import grow
 from stoker.engine.plan import Chunk, Scores, StepPlan
 from stoker.engine.pooling import PooledStates
 from stoker.engine.sequence import Purpose, Sequence
 from stoker.engine.waiting import WaitingQueue
 from stoker.kernels.program import BLOCK_TOKENS
 from stoker.sampling.rows import SampleResult
+from stoker.speculation.draft import Draft
 
 # Waiting for what another computes: so many are looked at in one step, each for a third of a millisecond.
 _MOST_PASSED = 32
-NO_DRAFTS: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({})
+NO_DRAFTS: Final[Mapping[int, Draft]] = MappingProxyType({})
+_NO_DRAFT: Final = Draft(())
 _FETCHED_BESIDE_STREAMS = 16  # blocks: about as long as one step of the streams
 
 
@@ -173,14 +176,12 @@ class Scheduler:
             found.append(sequence)
         return found
 
-    def plan(
-        self, budget_tokens: int | None = None, drafts: Mapping[int, tuple[int, ...]] = NO_DRAFTS
-    ) -> StepPlan:
+    def plan(self, budget_tokens: int | None = None, drafts: Mapping[int, Draft] = NO_DRAFTS) -> StepPlan:
         """Decide the next step. Takes blocks, admits, preempts; computed tokens move only in `commit`.
 
         `budget_tokens`: most tokens of this step; none: as many as the options allow. Every decoding sequence
         takes its one token all the same. `drafts`: by number what to verify behind it, as far as there is
-        room for it.
+        room for it; for branches only what all others have left.
         """
         most = self.options.batch_tokens
         budget = most if budget_tokens is None else min(max(budget_tokens, len(self._running), 1), most)
@@ -199,13 +200,16 @@ class Scheduler:
         for sequence in (*decoding, *filling):
             behind -= 1
             if sequence.table is not None:  # else it was preempted a moment ago
-                self._extend(sequence, draft, rows_kept=behind, drafted=drafts.get(sequence.number, ()))
+                self._extend(
+                    sequence, draft, rows_kept=behind, draft_of_it=drafts.get(sequence.number, _NO_DRAFT)
+                )
         if not draft.preempted:
             self._admit(draft, parks=parks)
+        self._branch(draft, drafts)
         self.steps += 1
         self.preemptions += len(draft.preempted)
         for chunk in draft.chunks.values():
-            self._waiting.charge(self._running[chunk.number].tenant, chunk.tokens)
+            self._waiting.charge(self._running[chunk.number].tenant, chunk.tokens + chunk.branch_tokens)
         chunks, copies, preempted = tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted)
         return StepPlan(self.steps, chunks, copies, preempted, budget)
 
@@ -215,10 +219,11 @@ class Scheduler:
         outputs = []
         token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
         row = 0
-        for number, start, tokens, rows, draft in plan.chunks:
+        for chunk in plan.chunks:
+            number, start, tokens, rows, draft, _ = chunk
             sequence = self._running[number]
             if draft:
-                outputs.append(_verify(sequence, draft, token_ids, logprobs, result, row))
+                outputs.append(_verify(sequence, chunk, token_ids, logprobs, result, row))
                 tokens = 1 + outputs[-1].accepted
             sequence.computed = end = start + tokens
             if start // BLOCK_TOKENS != end // BLOCK_TOKENS:
@@ -239,7 +244,7 @@ class Scheduler:
                 outputs.append(Output(sequence, token_id, logprobs[row], top, None, written))
             else:
                 outputs.append(Output(sequence, None, 0.0, (), _score(sequence, end, rows, result, row)))
-            row += rows
+            row += rows + chunk.branch_tokens
             if sequence.finish_reason is not None:
                 self._remove(sequence)
         return outputs
@@ -251,20 +256,20 @@ class Scheduler:
         self._remove(sequence)
 
     def _extend(
-        self, sequence: Sequence, draft: _Draft, rows_kept: int, drafted: tuple[int, ...] = ()
+        self, sequence: Sequence, draft: _Draft, rows_kept: int, draft_of_it: Draft = _NO_DRAFT
     ) -> None:
-        """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found."""
+        """Plan the sequence's next chunk, if the budget has something left for it and blocks can be found; of
+        what is drafted for it the first path."""
         start = sequence.computed
+        drafted: tuple[int, ...] = ()
         if sequence.purpose is not Purpose.SCORE:
             known = sequence.known
             tokens = min(known - start, draft.tokens_left, self._chunk_tokens)
             rows = 1 if start + tokens == known and sequence.pooled is None else 0
-            if drafted and rows and tokens == 1:
-                drafted = self._room_for(sequence, drafted, draft, rows_kept)
+            if draft_of_it.tokens and rows and tokens == 1:
+                drafted = self._room_for(sequence, draft_of_it.stem, draft, rows_kept)
                 tokens += len(drafted)
                 rows = tokens
-            else:
-                drafted = ()
         else:
             tokens = min(sequence.target - start, draft.tokens_left, self._chunk_tokens)
             # Every sequence behind it keeps the one row it may need.
@@ -284,6 +289,18 @@ class Scheduler:
         draft.chunks[sequence.number] = Chunk(sequence.number, start, tokens, rows, drafted)
         draft.tokens_left -= tokens
         draft.rows_left -= rows
+
+    def _branch(self, draft: _Draft, drafts: Mapping[int, Draft]) -> None:
+        """Give branches what tokens, rows and blocks are left: nobody that comes later needs any."""
+        for number, chunk in draft.chunks.items() if drafts else ():
+            if not chunk.draft or drafts[number].parents is None:
+                continue
+            room = min(draft.tokens_left, draft.rows_left)
+            grown = grow(self._running[number], chunk, drafts[number], room, self.pool)
+            draft.chunks[number] = grown.chunk
+            draft.copies += grown.copies
+            draft.tokens_left -= grown.chunk.branch_tokens
+            draft.rows_left -= grown.chunk.branch_tokens
 
     def _room_for(
         self, sequence: Sequence, drafted: tuple[int, ...], draft: _Draft, rows_kept: int
@@ -430,6 +447,7 @@ class Scheduler:
         else:
             self._background -= sequence.background
             self._waiting.stopped(sequence)
+        sequence.settle(-1)
         if sequence.table is not None:
             sequence.table.close()
             sequence.table = None
@@ -455,33 +473,38 @@ def _progress(sequence: Sequence) -> tuple[bool, int, int, int]:
 
 def _verify(
     sequence: Sequence,
-    draft: tuple[int, ...],
+    chunk: Chunk,
     token_ids: list[int],
     logprobs: list[float],
     result: SampleResult,
     row: int,
 ) -> Output:
-    """Take the model's own tokens at the drafted positions up to the first that was guessed wrongly: exactly
-    those that it would have given one by one."""
+    """Take the model's own tokens at the guessed positions up to the first that was guessed wrongly: exactly
+    those that it would have given one by one. Of the tables of a tree the one of the right guesses stays."""
+    guesses = chunk.guesses
+    guess: int | None = -1
+    rows: list[int] = []
     tokens: list[int] = []
     written: tuple[int, ...] = ()
-    for guess in (*draft, None):
-        token_id = token_ids[row + len(tokens)]
-        tokens.append(token_id)
-        if token_id == guess:
-            sequence.take(token_id)  # what the guide forces after it is in the draft
+    while guess is not None and sequence.finish_reason is None:
+        last = guess
+        rows.append(row + 1 + guess)
+        tokens.append(token_ids[rows[-1]])
+        guess = guesses.following(guess, tokens[-1])
+        if guess is not None:
+            sequence.take(tokens[-1])  # what the guide forces after it is in the draft
         else:
-            written = sequence.accept(token_id)
-        if sequence.finish_reason is not None or token_id != guess:
-            break
+            written = sequence.accept(tokens[-1])
     accepted = len(tokens) - 1
-    sequence.drafted += len(draft)
+    sequence.drafted += len(guesses.tokens)
     sequence.accepted += accepted
+    if chunk.branches:
+        sequence.settle(chunk.branch_of(last))
     wanted = sequence.packed.top_count
-    tops = [_top(result, row + i, wanted) if wanted else () for i in range(len(tokens))]
+    tops = [_top(result, at, wanted) if wanted else () for at in rows]
     more: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     if sequence.params.logprobs is not None:
-        more = tuple((logprobs[row + i], tops[i]) for i in range(1, len(tokens)))
+        more = tuple((logprobs[at], top) for at, top in zip(rows[1:], tops[1:], strict=True))
     return Output(
         sequence, tokens[0], logprobs[row], tops[0], None, (*tokens[1:], *written), more, accepted=accepted
     )

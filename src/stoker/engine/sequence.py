@@ -59,11 +59,11 @@ class Sequence:
     """
 
     __slots__ = (
-        "_ids", "accepted", "background", "cached", "choice", "computed", "deadline", "drafted",
-        "ended_by_token", "fault", "features", "finish_reason", "followers", "given", "guide", "known",
-        "leader", "limit", "namespace", "number", "packed", "params", "pooled", "prediction", "priority",
-        "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason", "table",
-        "tenant",
+        "_ids", "accepted", "background", "branch_tables", "cached", "choice", "computed", "deadline",
+        "drafted", "ended_by_token", "fault", "features", "finish_reason", "followers", "given", "guide",
+        "known", "leader", "limit", "namespace", "number", "packed", "params", "pooled", "prediction",
+        "priority", "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason",
+        "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -101,14 +101,14 @@ class Sequence:
         self.scored = 0  # positions whose logits were turned into a score; preemption does not take them back
         self.cached: int | None = None  # prompt tokens whose KV was there when first admitted; set then
         self.table: BlockTable | None = None
+        self.branch_tables: tuple[BlockTable, ...] = ()  # of the planned chunk's branches, until its commit
         self.priority = standing.priority
         self.tenant = standing.tenant
         self.namespace = standing.namespace
         self.deadline = standing.deadline
         self.background = standing.background
         self.prediction = standing.prediction
-        self.drafted = 0  # tokens that were verified beside its own
-        self.accepted = 0  # of these, what it said as well
+        self.drafted = self.accepted = 0  # tokens verified beside its own; of these, what it said as well
         self.guide = guide
         self.pooled = pooled
         self.features = features
@@ -181,6 +181,17 @@ class Sequence:
     def peek(self, start: int, end: int) -> Int32:
         """[end - start] a view of known and, past them, sketched tokens."""
         return self._ids[start:end]
+
+    def settle(self, branch: int) -> None:
+        """Of the planned chunk's branches this one was right, -1: none of them. Its table becomes the
+        sequence's; the others close."""
+        tables, self.branch_tables = self.branch_tables, ()
+        if branch >= 0 and self.table is not None:
+            tables[branch].take_place_of(self.table)
+            self.table = tables[branch]
+        for table in tables:
+            if table is not self.table:
+                table.close()
 
     def accept(self, token_id: int) -> tuple[int, ...]:
         """`take` a sampled token; then what its guide writes after it without asking the model.

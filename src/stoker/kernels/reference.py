@@ -116,9 +116,9 @@ def attention(
     _, _, kv_heads, head_size = k_cache.shape
     slots, copied = written_slots(batch), copied_slots(batch)
     for cache, new in ((k_cache, k), (v_cache, v)):
-        flat, rows = cache.reshape(-1, kv_heads, head_size), new.reshape(-1, kv_heads, head_size)
-        flat[slots] = rows
-        flat[copied] = rows[batch.kv_copies[:, 0]]
+        flat, heads = cache.reshape(-1, kv_heads, head_size), new.reshape(-1, kv_heads, head_size)
+        flat[slots] = heads
+        flat[copied] = heads[batch.kv_copies[:, 0]]
     out = np.empty_like(q)
     for sequence in range(batch.sequences):
         rows = slice(batch.query_start[sequence], batch.query_start[sequence + 1])

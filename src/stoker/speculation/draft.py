@@ -29,12 +29,34 @@ class Draft(NamedTuple):
         """Index of the guess before it, -1 for the last known token."""
         return guess - 1 if self.parents is None else self.parents[guess]
 
+    @property
+    def stem(self) -> tuple[int, ...]:
+        """The tokens of the first path."""
+        return self.tokens if self.is_chain else tuple(self.tokens[i] for i in self.paths()[0].guesses)
+
+    def following(self, guess: int, token: int) -> int | None:
+        """The guess of this token right after another; None if it was not guessed there."""
+        if self.parents is None:
+            return guess + 1 if self.tokens[guess + 1 : guess + 2] == (token,) else None
+        for after in range(guess + 1, len(self.tokens)):
+            if self.parents[after] == guess and self.tokens[after] == token:
+                return after
+        return None
+
     def depth(self, guess: int) -> int:
         """How many guesses come before it; -1 for the last known token, whose index is -1."""
         depth = -1
         while guess >= 0:
             guess, depth = self.parent(guess), depth + 1
         return depth
+
+    def path(self, guess: int) -> tuple[int, ...]:
+        """The tokens from the first guess to this one."""
+        found = []
+        while guess >= 0:
+            found.append(self.tokens[guess])
+            guess = self.parent(guess)
+        return tuple(reversed(found))
 
     def paths(self) -> tuple[Path, ...]:
         """The tree taken apart: each guess is in one path, and a path's parent is in an earlier one.
@@ -61,18 +83,24 @@ class Draft(NamedTuple):
             following.setdefault(parent, guess)
         return tuple(Path(self.parents[begin], _follow(begin, following)) for begin in begins)
 
+    def places_in(self, other: Draft) -> tuple[int | None, ...]:
+        """For each guess the one that another draft has after the same tokens, if it has."""
+        found: list[int | None] = []
+        for guess, token in enumerate(self.tokens):
+            parent = self.parent(guess)
+            place = -1 if parent < 0 else found[parent]
+            found.append(None if place is None else other.following(place, token))
+        return tuple(found)
+
     def accepted(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Indices of the guesses that were right, if these tokens came; stops at the first that was not
         guessed."""
         found: list[int] = []
-        last = -1
         for token in tokens:
-            guesses = range(last + 1, len(self.tokens))
-            match = next((i for i in guesses if self.parent(i) == last and self.tokens[i] == token), None)
-            if match is None:
+            guess = self.following(found[-1] if found else -1, token)
+            if guess is None:
                 break
-            found.append(match)
-            last = match
+            found.append(guess)
         return tuple(found)
 
 

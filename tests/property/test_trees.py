@@ -1,0 +1,175 @@
+"""With trees of drafts every answer is what it is without: tokens, logprobs, ends; and no block is lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.drafts import TreeSpeculator, random_tree
+from tests.property.test_speculation import SAMPLINGS, VOCABULARY, collect, fill, new_engine, said
+
+from stoker.api import SamplingParams
+from stoker.api.errors import EngineError
+from stoker.engine import Engine, EngineOptions, SchedulerOptions
+from stoker.engine.journal import Entry
+from stoker.engine.replay import RecordedEngine, replay
+from stoker.speculation.draft import Draft
+
+
+def tree_engine(answers: list[list[int]], *, most: int, seed: int, **options: Any) -> Engine:
+    engine = new_engine((), **options)
+    engine._speculator = TreeSpeculator(answers, VOCABULARY, most=most, seed=seed)  # type: ignore[assignment]
+    return engine
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 40), SAMPLINGS), min_size=1, max_size=4),
+    shape=st.tuples(st.integers(8, 40), st.sampled_from([8, 17, 64]), st.integers(1, 6)),
+    most=st.sampled_from([3, 8, 24]),
+    seed=st.integers(0, 1 << 63),
+)
+def test_any_trees_any_company(
+    requests: list[tuple[int, dict[str, Any]]], shape: tuple[int, int, int], most: int, seed: int
+) -> None:
+    num_blocks, batch_tokens, max_sequences = shape
+    plain = new_engine((), num_blocks=40)
+    fill(plain, requests, seed)
+    expected = collect(plain)
+    answers = [outputs[-1].sequence.ids.tolist() for outputs in expected.values()]
+    entries: list[Entry] = []
+    engine = tree_engine(
+        answers, most=most, seed=seed, num_blocks=num_blocks, journal=entries,
+        batch_tokens=batch_tokens, max_sequences=max_sequences,
+    )  # fmt: skip
+    fill(engine, requests, seed)
+    found = collect(engine)
+    assert {key: said(outputs) for key, outputs in found.items()} == {
+        key: said(outputs) for key, outputs in expected.items()
+    }
+    for outputs in found.values():
+        assert outputs[-1].sequence.accepted <= outputs[-1].sequence.drafted
+    recorded = RecordedEngine(VOCABULARY, num_blocks, 2000, engine.options)
+    assert len(list(replay(recorded, entries))) == engine.stats().steps
+
+
+def test_sixteen_at_once() -> None:
+    requests: list[tuple[int, dict[str, Any]]] = [
+        (
+            3 + 5 * i % 37,
+            {
+                "temperature": (0, 0.7, 1.0)[i % 3], "top_p": (1.0, 0.9)[i % 2], "n": 1 + i % 2,
+                "repetition_penalty": 1.0 + i % 2 * 0.2, "logprobs": (None, 2)[i % 2],
+                "max_tokens": 40, "min_tokens": 0, "ignore_eos": True,
+            },
+        )
+        for i in range(16)
+    ]  # fmt: skip
+    plain = new_engine((), num_blocks=300)
+    fill(plain, requests, 5)
+    expected = collect(plain)
+    answers = [outputs[-1].sequence.ids.tolist() for outputs in expected.values()]
+    for num_blocks in (30, 300):
+        engine = tree_engine(answers, most=12, seed=1, num_blocks=num_blocks, logit_rows=512)
+        fill(engine, requests, 5)
+        found = collect(engine)
+        assert {key: said(outputs) for key, outputs in found.items()} == {
+            key: said(outputs) for key, outputs in expected.items()
+        }
+        if num_blocks == 300:
+            assert engine.stats().steps < 0.6 * plain.stats().steps
+        else:
+            assert engine.stats().preemptions > 0
+
+
+def _decoding(tokens: int = 3, **options: Any) -> tuple[Engine, list[int]]:
+    """An engine with one stream that decodes greedily, and what it will say."""
+    plain = new_engine((), **options)
+    plain.add("r", [1] * tokens, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), seed=4)
+    (expected,) = collect(plain).values()
+    engine = new_engine((), **options)
+    engine.add("r", [1] * tokens, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), seed=4)
+    engine.step()
+    return engine, expected[-1].sequence.ids.tolist()
+
+
+@pytest.mark.parametrize("prompt", [1, 13, 14, 15, 16, 17, 30])
+@pytest.mark.parametrize("leaves", range(5))
+def test_a_right_branch_becomes_the_sequence(prompt: int, leaves: int) -> None:
+    """The draft errs after some tokens, a branch there is right, and a branch of the branch."""
+    engine, answer = _decoding(prompt)
+    (sequence,) = engine.open_choices("r")
+    right = answer[sequence.known :][:8]
+    wrong = [(token + 1) % VOCABULARY for token in right]
+    tokens = [*right[:leaves], *wrong[leaves:6], right[leaves], wrong[leaves + 1], right[leaves + 1]]
+    parents = [*range(-1, 5), leaves - 1, 6, 6]
+    before = sequence.known
+    plan = engine.step_planned(512, {sequence.number: Draft(tuple(tokens), tuple(parents))})
+    engine.check()
+    assert [branch.parent for branch in plan.chunks[0].branches] == [leaves - 1, 6]
+    assert sequence.known == before + leaves + 3
+    assert sequence.accepted == leaves + 2
+    assert sequence.drafted == 9
+    assert sequence.computed == sequence.known - 1
+    for output in collect(engine).values():
+        assert output[-1].sequence.ids.tolist() == answer
+
+
+def test_branches_take_no_block_from_anybody() -> None:
+    """Without a free block a branch is left out, and those that begin in it."""
+    engine, answer = _decoding(3, num_blocks=5)
+    (sequence,) = engine.open_choices("r")
+    right = answer[sequence.known :][:2]
+    taken = engine.pool.open_table()
+    taken.extend(0, 16 * (engine.pool.available - 1))
+    parents = (-1, 0, -1, 2, -1)
+    tokens = (*right, *((t + 1) % VOCABULARY for t in right), (right[0] + 2) % VOCABULARY)
+    plan = engine.step_planned(512, {sequence.number: Draft(tokens, parents)})
+    assert [len(branch.tokens) for branch in plan.chunks[0].branches] == [2]
+    assert sequence.drafted == 4
+    taken.extend(0, taken.slots + 16)
+    right = answer[sequence.known :][:2]
+    tokens = (*right, *((t + 1) % VOCABULARY for t in right), (right[0] + 2) % VOCABULARY)
+    plan = engine.step_planned(512, {sequence.number: Draft(tokens, parents)})
+    assert plan.chunks[0].branches == ()
+    taken.close()
+    engine.abort("r")
+    engine.check()
+
+
+def test_a_failed_step_gives_the_branches_back() -> None:
+    engine, answer = _decoding()
+    (sequence,) = engine.open_choices("r")
+    engine.interpreter.fail_at_run = len(engine.interpreter.batches)  # type: ignore[attr-defined]
+    draft = random_tree(answer[sequence.known :], VOCABULARY, random.Random(3), 12)
+    with pytest.raises(EngineError, match="scripted failure"):
+        engine.step_planned(512, {sequence.number: draft})
+    engine.check()
+    assert engine.pool.held == 0
+
+
+def test_a_tree_within_the_limits_of_tokens_and_rows() -> None:
+    for batch_tokens, logit_rows in ((6, 64), (64, 6)):
+        engine = Engine(
+            new_engine(()).interpreter,
+            new_engine(()).sampler,
+            EngineOptions(2000, frozenset(), SchedulerOptions(batch_tokens, 6, logit_rows=logit_rows)),
+        )
+        for number in range(2):
+            engine.add(str(number), [number + 1], SamplingParams(max_tokens=50, temperature=0), seed=1)
+        engine.step()
+        drafts = {n: Draft((1, 2, 3, 4, 5, 6), (-1, -1, -1, 0, 0, 1)) for n in range(2)}
+        plan = engine.step_planned(512, drafts)
+        assert plan.tokens == 6
+        assert [chunk.branch_tokens for chunk in plan.chunks][1] == 0
+        engine.check()
+        engine.abort_all()
+
+
+def test_a_parent_after_its_guess_is_refused() -> None:
+    engine, _ = _decoding()
+    with pytest.raises(EngineError, match="guess 1 has parent 1; allowed: -1 to 0"):
+        engine.step_planned(512, {0: Draft((1, 2), (-1, 1))})
