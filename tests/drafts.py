@@ -52,14 +52,53 @@ class CribbingDrafter:
         """Nothing is kept."""
 
 
+class TreeCribbingDrafters:
+    """Knows the answers, and proposes trees that have them and more."""
+
+    name = "trees"
+    chances = (0.5,)
+    passes = 0
+    feature_tokens = 0
+
+    def __init__(self, answers: Sequence[Sequence[int]], vocabulary: int) -> None:
+        self.answers = [list(answer) for answer in answers]
+        self.vocabulary = vocabulary
+
+    def open(self, opening: Opening) -> TreeCribbingDrafter:
+        return TreeCribbingDrafter(self.answers, self.vocabulary)
+
+
+class TreeCribbingDrafter:
+    """Finds the answer that begins as its sequence does."""
+
+    def __init__(self, answers: Sequence[list[int]], vocabulary: int) -> None:
+        self._answers = answers
+        self._vocabulary = vocabulary
+        self._tokens: list[int] = []
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        self._tokens += token_ids
+
+    def propose(self, most: int) -> Proposal | None:
+        known = len(self._tokens)
+        rests = [answer[known:] for answer in self._answers if answer[:known] == self._tokens]
+        draw = random.Random(f"{known} {self._tokens[-1]}")
+        tree = random_tree(rests[0] if rests else [], self._vocabulary, draw, most)
+        return Proposal(tree.tokens, [0] * most, tree.parents)
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
 class TreeSpeculator:
     """In place of an engine's speculator: trees of any shape, right and wrong, for every stream."""
 
     def __init__(self, answers: Sequence[Sequence[int]], vocabulary: int, *, most: int, seed: int) -> None:
         self.answers = [list(answer) for answer in answers]
         self.vocabulary = vocabulary
-        self.most = most
+        self.most = most  # guesses of a tree; 0: only `seen` is written
         self.seed = seed
+        self.seen: dict[int, list[int]] = {}  # by stream, what it had said when it was asked about last
         self.drafted_tokens = 0
         self.accepted_tokens = 0
         self.drafting_ms = 0.0
@@ -68,14 +107,18 @@ class TreeSpeculator:
         return True
 
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, Draft]:
-        return {stream.number: self._tree(stream) for stream in streams}
+        self.seen |= {stream.number: stream.ids.tolist() for stream in streams}
+        return {stream.number: self._tree(stream) for stream in streams} if self.most else {}
 
     def _tree(self, stream: Stream) -> Draft:
         known = len(stream.ids)
         ids = stream.ids.tolist()
         rests = [answer[known:] for answer in self.answers if answer[:known] == ids]
         draw = random.Random(f"{self.seed} {stream.number} {known}")
-        return random_tree(rests[0] if rests else [], self.vocabulary, draw, draw.randint(1, self.most))
+        tree = random_tree(rests[0] if rests else [], self.vocabulary, draw, draw.randint(1, self.most))
+        if tree.is_chain and stream.allowed is not None:
+            return Draft(stream.allowed(tree.tokens, self.most))
+        return tree
 
     def judge(self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] = ()) -> None:
         self.drafted_tokens += drafted

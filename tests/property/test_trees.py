@@ -8,14 +8,27 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.drafts import TreeSpeculator, random_tree
-from tests.property.test_speculation import SAMPLINGS, VOCABULARY, collect, fill, new_engine, said
+from tests.drafts import TreeCribbingDrafters, TreeSpeculator, random_tree
+from tests.fakes import ByteTokenizer
+from tests.property.test_speculation import (
+    SAMPLINGS,
+    VOCABULARY,
+    collect,
+    fill,
+    new_engine,
+    recited,
+    said,
+)
+from tests.unit.engine import test_guides as guided
 
-from stoker.api import SamplingParams
+from stoker.api import DoneEvent, Event, SamplingParams, TokensEvent
 from stoker.api.errors import EngineError
 from stoker.engine import Engine, EngineOptions, SchedulerOptions
+from stoker.engine.guided import allowed_tree
 from stoker.engine.journal import Entry
 from stoker.engine.replay import RecordedEngine, replay
+from stoker.engine.scheduler import Output
+from stoker.grammar.guide import mask_words
 from stoker.speculation.draft import Draft
 
 
@@ -173,3 +186,95 @@ def test_a_parent_after_its_guess_is_refused() -> None:
     engine, _ = _decoding()
     with pytest.raises(EngineError, match="guess 1 has parent 1; allowed: -1 to 0"):
         engine.step_planned(512, {0: Draft((1, 2), (-1, 1))})
+
+
+def test_the_speculator_asks_for_trees_and_learns_of_them() -> None:
+    engine, answer = _decoding()
+    crib = TreeCribbingDrafters([answer], VOCABULARY)
+    engine = new_engine((crib,))
+    engine.add("r", [1] * 3, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), seed=4)
+    (found,) = collect(engine).values()
+    assert found[-1].sequence.ids.tolist() == answer
+    stats = engine.stats()
+    assert stats.steps < 30
+    assert stats.accepted_tokens == found[-1].sequence.accepted
+    assert stats.drafted_tokens >= found[-1].sequence.drafted  # it counts a token that is guessed twice
+
+
+# --- guides ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    batch_tokens=st.sampled_from([17, 64]),
+    seed=st.integers(0, 1 << 63),
+    first=st.sampled_from([(), (7, 9, 11)]),
+    max_tokens=st.sampled_from([2, 17, 60]),
+    most=st.sampled_from([5, 16]),
+    logprobs=st.sampled_from([None, 1]),
+    faulty_at=st.sampled_from([None, 9]),
+    spare_core=st.booleans(),
+)
+def test_trees_change_nothing_under_a_guide(
+    prompts: list[int], batch_tokens: int, seed: int, first: tuple[int, ...], max_tokens: int, most: int,
+    logprobs: int | None, faulty_at: int | None, spare_core: bool,
+) -> None:  # fmt: skip
+    def fill_guided(engine: Engine) -> dict[tuple[str, int], list[Output]]:
+        for number, tokens in enumerate(prompts):
+            asked = SamplingParams(
+                constraint=guided.CONSTRAINED, max_tokens=max_tokens, n=2, logprobs=logprobs,
+                repetition_penalty=1.1,
+            )  # fmt: skip
+            guides = guided.ScriptedGuides(first, faulty_at)
+            engine.add(str(number), [number + i for i in range(tokens)], asked, seed=seed, guides=guides)
+        return guided.collect(engine)
+
+    plain = fill_guided(guided.new_engine())
+    answers = [outputs[-1].sequence.ids.tolist() for outputs in plain.values()]
+    engine = guided.new_engine(batch_tokens=batch_tokens, max_sequences=6, spare_core=spare_core)
+    trees = TreeSpeculator(answers, guided.VOCABULARY, most=most, seed=seed)
+    engine._speculator = trees  # type: ignore[assignment]
+    found = fill_guided(engine)
+    engine.check()
+    assert {key: said(outputs) for key, outputs in found.items()} == {
+        key: said(outputs) for key, outputs in plain.items()
+    }
+
+
+def test_a_guide_cuts_a_tree_and_writes_into_it() -> None:
+    guide = guided.ScriptedGuide()  # even tokens, 20 never; after a multiple of 6: 1, 3, 5
+    words = mask_words(guided.VOCABULARY)
+    tree = Draft((2, 3, 20, 12, 1, 8, 4, 3, 44), (-1, -1, -1, 0, 3, 3, -1, 4, 7))
+    found = allowed_tree(guide, tree, 20, words=words)
+    assert found == Draft((2, 12, 1, 3, 5, 4), (-1, 0, 1, 2, 3, -1))
+    assert allowed_tree(guide, tree, 3, words=words) == Draft((2, 12, 1), (-1, 0, 1))
+    assert guide.tokens == []
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"stop": ("xyz",)}, {"stop": ("d\nab",)}, {"max_tokens": 11, "logprobs": 0}, {"min_tokens": 14}],
+)
+def test_texts_end_at_the_same_character(streams: bool, params: dict[str, Any]) -> None:
+    script = "abcd\nabcd\nabcd\nabxyzcd\nabcd\n"
+    crib = [*b"say:", *script.encode(), ByteTokenizer.EOS]
+
+    def told(events: list[Event]) -> tuple[Any, ...]:
+        tokens = [e for e in events if isinstance(e, TokensEvent)]
+        (done,) = (e for e in events if isinstance(e, DoneEvent))
+        return (
+            "".join(e.text for e in tokens),
+            [t for e in tokens for t in e.token_ids],
+            [entry for e in tokens for entry in e.logprobs or ()],
+            (done.finish_reason, done.stop_reason, done.usage.completion_tokens),
+        )
+
+    drafters = (TreeCribbingDrafters([crib], 256),)
+    assert told(recited(script, drafters, streams=streams, **params)) == told(
+        recited(script, (), streams=streams, **params)
+    )
