@@ -28,6 +28,7 @@ from stoker.engine.guided import allowed_tree
 from stoker.engine.journal import Entry
 from stoker.engine.replay import RecordedEngine, replay
 from stoker.engine.scheduler import Output
+from stoker.engine.sequence import Sequence
 from stoker.grammar.guide import mask_words
 from stoker.speculation.draft import Draft
 
@@ -199,6 +200,34 @@ def test_the_speculator_asks_for_trees_and_learns_of_them() -> None:
     assert stats.steps < 30
     assert stats.accepted_tokens == found[-1].sequence.accepted
     assert stats.drafted_tokens >= found[-1].sequence.drafted  # it counts a token that is guessed twice
+
+
+@pytest.mark.parametrize("leaves", range(4))
+def test_hidden_states_are_those_of_the_right_branch(leaves: int) -> None:
+    def decoding() -> tuple[Engine, Sequence]:
+        crib = TreeCribbingDrafters([], VOCABULARY)
+        crib.feature_tokens = 12
+        engine = new_engine((crib,))
+        engine.add("r", [1] * 14, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0), seed=4)
+        engine.step()
+        (sequence,) = engine.open_choices("r")
+        return engine, sequence
+
+    plain, said_plainly = decoding()
+    for _ in range(9):
+        plain.step_planned(512)
+    engine, sequence = decoding()
+    right = said_plainly.ids[sequence.known :].tolist()
+    wrong = [(token + 1) % VOCABULARY for token in right]
+    tokens = (*right[:leaves], *wrong[leaves:5], *right[leaves : leaves + 3])
+    parents = (*range(-1, 4), leaves - 1, 5, 6)
+    engine.step_planned(512, {sequence.number: Draft(tokens, parents)})
+    assert sequence.accepted == leaves + 3
+    assert sequence.features is not None
+    assert said_plainly.features is not None
+    assert sequence.features.end == sequence.computed
+    span = (14, sequence.computed)
+    assert (sequence.features.rows(*span) == said_plainly.features.rows(*span)).all()
 
 
 # --- guides ---
