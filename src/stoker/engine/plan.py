@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
     @property
     def branch_tokens(self) -> int:
         """Guesses in branches, each a token and a row of logits more."""
-        return sum(len(branch.tokens) for branch in self.branches) if self.branches else 0
+        return sum(len(branch.tokens) for branch in self.branches)
 
     @property
     def guesses(self) -> Draft:
@@ -80,7 +80,10 @@ class StepPlan:
     @property
     def tokens(self) -> int:
         """Tokens computed by this step."""
-        return sum(chunk.tokens + chunk.branch_tokens for chunk in self.chunks)
+        total = 0
+        for chunk in self.chunks:
+            total += chunk.tokens + chunk.branch_tokens if chunk.branches else chunk.tokens
+        return total
 
 
 @dataclass(frozen=True, slots=True)

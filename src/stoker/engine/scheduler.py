@@ -209,7 +209,8 @@ class Scheduler:
         self.steps += 1
         self.preemptions += len(draft.preempted)
         for chunk in draft.chunks.values():
-            self._waiting.charge(self._running[chunk.number].tenant, chunk.tokens + chunk.branch_tokens)
+            tokens = chunk.tokens + chunk.branch_tokens if chunk.branches else chunk.tokens
+            self._waiting.charge(self._running[chunk.number].tenant, tokens)
         chunks, copies, preempted = tuple(draft.chunks.values()), tuple(draft.copies), tuple(draft.preempted)
         return StepPlan(self.steps, chunks, copies, preempted, budget)
 
@@ -220,7 +221,7 @@ class Scheduler:
         token_ids, logprobs = result.token_ids.tolist(), result.logprobs.tolist()
         row = 0
         for chunk in plan.chunks:
-            number, start, tokens, rows, draft, _ = chunk
+            number, start, tokens, rows, draft, branches = chunk
             sequence = self._running[number]
             if draft:
                 outputs.append(_verify(sequence, chunk, token_ids, logprobs, result, row))
@@ -244,7 +245,7 @@ class Scheduler:
                 outputs.append(Output(sequence, token_id, logprobs[row], top, None, written))
             else:
                 outputs.append(Output(sequence, None, 0.0, (), _score(sequence, end, rows, result, row)))
-            row += rows + chunk.branch_tokens
+            row += rows + chunk.branch_tokens if branches else rows
             if sequence.finish_reason is not None:
                 self._remove(sequence)
         return outputs
