@@ -16,12 +16,13 @@ import numpy as np
 from stoker.kernels.program import Float32, Int32
 from stoker.sampling.rows import PackedParams, SampleResult, SampleRow
 from stoker.speculation.drafter import Opening, Proposal
-from stoker.speculation.head import DraftHead
+from stoker.speculation.head import DraftHead, Guess
 
 # Kinds are by confidence and by whether the head goes on from a state of the target or from one of its own.
 _CONFIDENCES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.87, 0.95)
 # By its own confidence: a token that is less likely to be reached is worth neither a pass nor a row.
 _LEAST_REACHED: Final = 0.15
+_SURE: Final = 0.6  # from here on an alternative has less than two fifths, and mostly a few hundredths
 
 
 class Samples(Protocol):
@@ -37,7 +38,10 @@ class EagleDrafters:
 
     name = "eagle"
     # As measured on held-out answers: by confidence, from the target's state and from its own.
-    chances = (0.1, 0.07, 0.22, 0.18, 0.37, 0.32, 0.52, 0.45, 0.67, 0.6, 0.8, 0.75, 0.9, 0.85, 0.97, 0.95)
+    chances = (
+        *(0.1, 0.1, 0.2, 0.2, 0.35, 0.3, 0.5, 0.4, 0.6, 0.55, 0.77, 0.6, 0.88, 0.75, 0.97, 0.95),
+        *(0.05, 0.18, 0.25, 0.3, 0.3, 0.3, 0.3, 0.3),  # of alternatives, by their share
+    )
 
     def __init__(self, head: DraftHead, sampler: Samples) -> None:
         self._head = head
@@ -92,21 +96,40 @@ class EagleDrafter:
         following: Int32 = np.array(self._tokens[self._seen + 1 :], np.int32)
         guess = self._head.guess(self, self._seen - self._base, following, states)
         self._seen = known - 1
+        return self._gone_on(guess, packed, most)
+
+    def _gone_on(self, guess: Guess, packed: PackedParams, most: int) -> Proposal | None:
+        """From the guess that follows the last known token: its tokens, and at each an alternative where the
+        head is not sure."""
         tokens: list[int] = []
         kinds: list[int] = []
-        reached = 1.0
+        parents: list[int] = []
+        path: list[int] = []  # the likeliest tokens, which passes go on from
+        last, reached = -1, 1.0
         while True:
-            token_id, confidence = self._drafters.sample(guess.logits, self._row(packed, tokens))
+            row = self._row(packed, path)
+            token_id, confidence = self._drafters.sample(guess.logits, row)
             if token_id < 0:
                 break
-            kinds.append(2 * _bucket(confidence) + (len(tokens) > 0))
-            tokens.append(token_id)
+            found = [(token_id, 2 * _bucket(confidence) + (len(path) > 0))]
+            if confidence < _SURE:
+                again = row._replace(banned_ids=(*row.banned_ids, token_id))
+                other, share = self._drafters.sample(guess.logits, again)
+                if other >= 0 and reached * share >= _LEAST_REACHED:
+                    found.append((other, 2 * len(_CONFIDENCES) + _bucket(share)))
+            place = len(tokens)
+            for token, kind in found[: most - place]:
+                tokens.append(token)
+                kinds.append(kind)
+                parents.append(last)
+            path.append(token_id)
+            last = place
             reached *= confidence
-            if len(tokens) >= most or reached < _LEAST_REACHED:
+            if len(path) >= self._head.passes or len(tokens) >= most or reached < _LEAST_REACHED:
                 break
-            place = known - 2 - self._base + len(tokens)
-            guess = self._head.guess(self, place, np.array([token_id], np.int32), guess.state)
-        return Proposal(tokens, kinds) if tokens else None
+            at = len(self._tokens) - 2 - self._base + len(path)
+            guess = self._head.guess(self, at, np.array((token_id,), np.int32), guess.state)
+        return Proposal(tokens, kinds, parents) if tokens else None
 
     def close(self) -> None:
         """See `Drafter`."""

@@ -345,7 +345,6 @@ class Speculator:
             if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
                 return None
         source.skipped = 0
-        most = min(most, source.passes)
         if self._clock_ms is None:
             source.learn_cost(0.0)
             return self._proposal(stream, source, most)
