@@ -34,8 +34,8 @@ def answers(loaded: TextEngine, trees: TreeSpeculator, sampling: dict[str, Any])
     made._speculator = trees  # type: ignore[assignment]
     engine = loaded.with_engine(made)
     told: dict[tuple[str, int], list[Any]] = {}
-    for i, prompt in enumerate(PROMPTS[::3]):
-        params = SamplingParams(max_tokens=40, seed=i, **sampling)
+    for i, prompt in enumerate(PROMPTS[::4]):
+        params = SamplingParams(max_tokens=32, seed=i, **sampling)
         request = Request(str(i), (Message("user", prompt),), params)
         engine.open(request, engine.encode(request))
     while engine.busy:

@@ -39,11 +39,11 @@ def tree_engine(answers: list[list[int]], *, most: int, seed: int, **options: An
     return engine
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     requests=st.lists(st.tuples(st.integers(1, 40), SAMPLINGS), min_size=1, max_size=4),
     shape=st.tuples(st.integers(8, 40), st.sampled_from([8, 17, 64]), st.integers(1, 6)),
-    most=st.sampled_from([3, 8, 24]),
+    most=st.sampled_from([3, 8, 16]),
     seed=st.integers(0, 1 << 63),
 )
 def test_any_trees_any_company(
@@ -75,9 +75,9 @@ def test_sixteen_at_once() -> None:
         (
             3 + 5 * i % 37,
             {
-                "temperature": (0, 0.7, 1.0)[i % 3], "top_p": (1.0, 0.9)[i % 2], "n": 1 + i % 2,
+                "temperature": (0, 0.7, 1.0)[i % 3], "top_p": (1.0, 0.9)[i % 2], "n": 1 + (i % 5 == 0),
                 "repetition_penalty": 1.0 + i % 2 * 0.2, "logprobs": (None, 2)[i % 2],
-                "max_tokens": 40, "min_tokens": 0, "ignore_eos": True,
+                "max_tokens": 24, "min_tokens": 0, "ignore_eos": True,
             },
         )
         for i in range(16)
@@ -86,8 +86,8 @@ def test_sixteen_at_once() -> None:
     fill(plain, requests, 5)
     expected = collect(plain)
     answers = [outputs[-1].sequence.ids.tolist() for outputs in expected.values()]
-    for num_blocks in (30, 300):
-        engine = tree_engine(answers, most=12, seed=1, num_blocks=num_blocks, logit_rows=512)
+    for num_blocks in (20, 300):
+        engine = tree_engine(answers, most=6, seed=1, num_blocks=num_blocks, logit_rows=512)
         fill(engine, requests, 5)
         found = collect(engine)
         assert {key: said(outputs) for key, outputs in found.items()} == {
@@ -233,7 +233,7 @@ def test_hidden_states_are_those_of_the_right_branch(leaves: int) -> None:
 # --- guides ---
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     prompts=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     batch_tokens=st.sampled_from([17, 64]),
