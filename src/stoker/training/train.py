@@ -43,7 +43,7 @@ Told = Callable[[str, int, int, str], None]  # (part, done, of how many, what to
 
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
-    """What to train. The defaults made the head that comes with SmolLM2."""
+    """What to train. The head that comes with SmolLM2 was made with like ones: its card says which."""
 
     answer_tokens: int = 650_000
     answer_length: int = 256  # most tokens of an answer
