@@ -4,6 +4,8 @@
 MODEL ?= smollm2
 PROMPT ?= Why does a steam engine need a stoker? Answer in three sentences.
 ARGS ?=
+# Most tests use one core, or wait. More processes than cores gain nothing, and each holds its own models.
+TEST_PROCESSES ?= 2
 PORT ?= 8000
 # Through the environment, so that quotes in a prompt reach the program as they were written.
 export MODEL PROMPT PORT
@@ -20,7 +22,7 @@ NATIVE_SOURCES := $(wildcard CMakeLists.txt pyproject.toml native/*.cc native/*.
 help:
 	@echo "make run    [MODEL=smollm2] [PROMPT='...'] [ARGS='--max-tokens 50']   set up, build, fetch, answer a question"
 	@echo "make serve  [MODEL=smollm2] [PORT=8000] [ARGS='--log-prompts']   the same behind an OpenAI-compatible server"
-	@echo "make test   [ARGS='-k name']   set up, fetch the test models, run every test"
+	@echo "make test   [ARGS='-k name'] [TEST_PROCESSES=2]   set up, fetch the test models, run every test"
 	@echo "make check  ruff and mypy"
 	@echo "make bench  Stoker beside llama.cpp on this machine: JSON, table and plot"
 	@echo "make docs   write the generated reference pages and the README's tables"
@@ -65,7 +67,7 @@ test: $(TEST_INSTALLED)
 	@scripts/install-chromium
 	@scripts/install-postgresql
 	@scripts/fetch-test-models $(PYTHON_IN_VENV)
-	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+	@$(PYTHON_IN_VENV) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(TEST_INSTALLED)
 	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not model" $(ARGS)
