@@ -1,6 +1,7 @@
 """The part of docs/benchmarks.md about speculation, from what `stoker bench speculation --json` printed.
 
 stoker bench speculation smollm2 --json > bench/results/speculation.json
+python -m bench.speculation_peer smollm2 --out bench/results/speculation_peer.json
 python -m bench.report
 """
 
@@ -12,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("bench") / "results" / "speculation.json"
+PEER_RESULTS = Path("bench") / "results" / "speculation_peer.json"
 PLAIN = "plain"
 
 
 def speculation_section(root: Path) -> list[str]:
-    """Lines of the section; none where nothing was measured yet."""
-    path = root / RESULTS
-    return list(_section(json.loads(path.read_text(encoding="utf-8")))) if path.exists() else []
+    """Lines of the section; none where nothing was measured yet, and of a peer only if it was measured."""
+    results = _read(root / RESULTS)
+    if results is None:
+        return []
+    peer = _read(root / PEER_RESULTS)
+    return [*_section(results), *(_peer(results, peer) if peer is not None else ())]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _section(results: dict[str, Any]) -> Iterator[str]:
@@ -44,3 +53,39 @@ def _section(results: dict[str, Any]) -> Iterator[str]:
         cells += [f"{found[n]['speedup']:.2f} x ({found[n]['tokens_per_step']:.2f})" for n in drafters]
         yield f"| {workload}, {concurrency} | " + " | ".join(cells) + " |"
     yield ""
+
+
+def _peer(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    """One stream at a time: what a mode of ours and each of theirs makes of the same prompts."""
+    workloads = list(dict.fromkeys(row["workload"] for row in theirs["rows"]))
+    yield from ("### Beside llama.cpp", "")
+    yield (
+        f"The same prompts, one stream at a time, greedy, {theirs['threads']} threads, medians of "
+        f"{theirs['runs']} runs ({', '.join(theirs['versions'])}; {theirs['date']}): tokens/s, and the "
+        "multiple of the same program's plain decoding. Drafts may change llama.cpp's answers; in brackets the share "
+        "that they did not."
+    )
+    yield ""
+    yield "| | " + " | ".join(workloads) + " |"
+    yield "|---|" + "---:|" * len(workloads)
+    for name, row_of in _modes([row for row in ours["rows"] if row["concurrency"] == 1]):
+        yield f"| Stoker {name} | " + " | ".join(_cell(row_of.get(workload)) for workload in workloads) + " |"
+    for name, row_of in _modes(theirs["rows"]):
+        yield f"| {name} | " + " | ".join(_cell(row_of.get(workload)) for workload in workloads) + " |"
+    yield ""
+
+
+def _modes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Each drafter with its rows by workload, in the order of the rows."""
+    for name in dict.fromkeys(row["drafter"] for row in rows):
+        yield name, {row["workload"]: row for row in rows if row["drafter"] == name}
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    text = f"{row['tokens_per_s']:,.0f}"
+    if row["drafter"].split()[-1] == PLAIN:
+        return text
+    text += f", {row['speedup']:.2f} x"
+    return text if "equal_answers" not in row else f"{text} ({row['equal_answers']:.0%})"
