@@ -62,8 +62,8 @@ def _peer(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     yield (
         f"The same prompts, one stream at a time, greedy, {theirs['threads']} threads, medians of "
         f"{theirs['runs']} runs ({', '.join(theirs['versions'])}; {theirs['date']}): tokens/s, and the "
-        "multiple of the same program's plain decoding. Drafts may change llama.cpp's answers; in brackets the share "
-        "that they did not."
+        "multiple of the same program's plain decoding. Drafts may change llama.cpp's answers; in brackets "
+        "the share that they did not."
     )
     yield ""
     yield "| | " + " | ".join(workloads) + " |"
