@@ -31,7 +31,7 @@ from stoker.api.errors import StokerError
 from stoker.engine import Engine
 from stoker.engine.load import LoadOptions, load_text_engine
 from stoker.engine.text import TextEngine
-from stoker.speculation import AUTO, DRAFTERS, OFF, drafters_of
+from stoker.speculation import AUTO, BOUND, DRAFTERS, OFF, drafters_of
 
 CROWD = 16
 SHOWN = 3  # unequal answers that a line names
@@ -161,7 +161,8 @@ class Comparison:
     ) -> Asked:
         """Answer all prompts with new drafters and an empty cache, so many at once."""
         old = self._loaded.engine
-        made = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters))
+        bound = {one.name: one for one in old.offered if one.name in BOUND}
+        made = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters, bound))
         engine = self._loaded.with_engine(made)
         progress = _Progress(label, len(self._prompts))
         waiting = list(reversed(range(len(self._prompts))))
@@ -239,13 +240,14 @@ def main() -> int:
     """Compare, and say how it went; the exit status."""
     options = _options()
     prompts = read_prompts(options.prompts.read_text(encoding="utf-8").splitlines(), options.limit)
-    loaded = load_text_engine(
-        options.model, LoadOptions(threads=options.threads, speculation=OFF), seeds=_OneSeed()
-    )
+    load = LoadOptions(threads=options.threads, draft_head=options.draft_head)
+    loaded = load_text_engine(options.model, load, seeds=_OneSeed())
+    of_model = [one.name for one in loaded.engine.offered if one.name in BOUND]
+    drafters = options.drafters or [*DRAFTERS, *of_model, AUTO]
     rows: list[dict[str, Any]] = []
     comparison = Comparison(loaded, prompts, options.answer_tokens)
     try:
-        for row in comparison.rows(options.samplings, options.drafters):
+        for row in comparison.rows(options.samplings, drafters):
             rows.append(row)
             print(json.dumps(row), flush=True)
     except KeyboardInterrupt:
@@ -265,7 +267,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model", help="a name or a path")
     parser.add_argument("--prompts", type=Path, required=True, help='JSONL whose objects have a "prompt"')
     parser.add_argument("--limit", type=int, help="only so many prompts, from the start")
-    parser.add_argument("--drafters", type=_names((*DRAFTERS, AUTO)), default=[*DRAFTERS, AUTO])
+    parser.add_argument("--drafters", type=_names((*DRAFTERS, *BOUND, AUTO)), help="all that the model has")
+    parser.add_argument("--draft-head", help="as for `stoker serve`")
     parser.add_argument("--samplings", type=_names(SAMPLINGS), default=list(SAMPLINGS))
     parser.add_argument("--answer-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)

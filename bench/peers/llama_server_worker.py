@@ -6,6 +6,7 @@ Usage: python llama_server_worker.py LLAMA_SERVER MODEL.gguf THREADS [OPTION OF 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -30,11 +31,9 @@ def start(program: str, model: str, threads: str, options: list[str]) -> tuple[s
     )
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and server.poll() is None:
-        try:
+        with contextlib.suppress(OSError):  # until it listens
             if _ask(port, "GET", "/health", None)[0] == 200:
                 return server, port
-        except OSError:
-            pass  # it does not listen yet
         time.sleep(0.1)
     server.kill()
     raise SystemExit(f"{' '.join(command)} is not ready; its status is {server.wait()}")
