@@ -8,20 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from stoker.api.errors import ModelNotFoundError
 from stoker.weights.sources import KNOWN_MODELS
 from stoker.weights.store import resolve
 
 # Some hundred libraries and four thousand tests make millions of objects that live to the end. Looking
-# through them for garbage, again and again, took 1 s each time: not while they are made, nor after.
+# through them for garbage took half a second each time: not while they are made, nor after.
 gc.disable()
+
+# How long an example takes says more of the machine's other work than of the code; tests of time say so.
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What collecting made is never garbage."""
     gc.collect()
     gc.freeze()
+    gc.collect()  # of nothing: the next ones come by what tests make, not by what there was before
     gc.enable()
 
 

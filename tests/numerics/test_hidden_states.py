@@ -39,7 +39,7 @@ def chunked_hidden(interpreter: Interpreter, token_ids: list[int], chunks: list[
     return np.concatenate(found)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     folder = tmp_path_factory.mktemp("tiny")
 
@@ -50,7 +50,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def expected(opened: Opened) -> Any:
     """Hidden states [LONG, width] of ids(name), prefilled whole, alone, on one thread."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListOf
 from queue import SimpleQueue
 from threading import Thread
+from weakref import finalize
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Masks:
         self._beside = beside
         self._words = mask_words(vocabulary)
         self._thread: Thread | None = None  # made for the first guide; most engines see none
-        self._asked: SimpleQueue[list[_Walk]] = SimpleQueue()
+        self._asked: SimpleQueue[list[_Walk] | None] = SimpleQueue()  # none: it is over
         self._found: SimpleQueue[list[list[Found]]] = SimpleQueue()
         self._numbers: list[int] = []  # of the sequences that were asked about
         self._rows = np.zeros((0, self._words), np.uint32)
@@ -64,6 +65,7 @@ class Masks:
             queues = (self._asked, self._found)
             self._thread = Thread(target=_walk_all, args=queues, name="masks", daemon=True)
             self._thread.start()
+            finalize(self, self._asked.put, None)  # the thread ends with its engine
         self._asked.put(walks)
 
     def end(self) -> Allowed:
@@ -83,9 +85,9 @@ class Masks:
         return allowed
 
 
-def _walk_all(asked: SimpleQueue[list[_Walk]], found: SimpleQueue[list[list[Found]]]) -> None:
-    while True:
-        found.put([_walk(*walk) for walk in asked.get()])
+def _walk_all(asked: SimpleQueue[list[_Walk] | None], found: SimpleQueue[list[list[Found]]]) -> None:
+    while (walks := asked.get()) is not None:
+        found.put([_walk(*walk) for walk in walks])
 
 
 def _walk(guide: Guide, draft: Draft, rows: UInt32) -> list[Found]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Iterator, Sequence
 from copy import copy
 
@@ -147,6 +149,18 @@ def test_masks_hold_refusals_hold_and_runs_are_written() -> None:
     assert guides.made[0].finished
     assert len(outputs) < len(tokens)  # some were written without a step of their own
     assert guides.made[0].masks < len(tokens)
+
+
+def test_the_thread_of_the_masks_ends_with_its_engine() -> None:
+    before = set(threading.enumerate())
+    engine = new_engine()
+    engine.add("r", [1, 2, 3], SamplingParams(constraint=CONSTRAINED), seed=5, guides=ScriptedGuides())
+    collect(engine)
+    (thread,) = set(threading.enumerate()) - before
+    del engine
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 @settings(max_examples=25, deadline=None)
