@@ -129,10 +129,11 @@ def test_others_in_the_batch(name: str, others: int, opened: Opened) -> None:
 @pytest.fixture(scope="module")
 def llm_of(path_of: Callable[[str], Path]) -> Callable[..., LLM]:
     @cache
-    def make(name: str, **options: Any) -> LLM:
-        return LLM(path_of(name), **{"threads": 2, "kv_bytes": 1 << 30, **options})
+    def make(name: str, options: tuple[tuple[str, Any], ...]) -> LLM:
+        return LLM(path_of(name), **dict(options))
 
-    return make
+    defaults = {"threads": 2, "kv_bytes": 1 << 30, "kv_type": "int8"}
+    return lambda name, **options: make(name, tuple(sorted({**defaults, **options}.items())))
 
 
 PROMPT = "The stoker shovelled coal into the furnace while the driver watched the pressure. " * 4
