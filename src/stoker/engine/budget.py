@@ -65,7 +65,9 @@ class StepCost:
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Take in how long a step took."""
         tokens = _tiled(plan.tokens)
-        context = sum(chunk.end * chunk.tokens for chunk in plan.chunks) / _CONTEXT_UNIT
+        context = (
+            sum(chunk.end * (chunk.tokens + chunk.branch_tokens) for chunk in plan.chunks) / _CONTEXT_UNIT
+        )
         features = np.array((1.0, tokens, context, elapsed_ms))
         # Weighted by the expected size, so that a long prefill does not drown the many short steps.
         products = np.outer(features[:3] / max(elapsed_ms, 0.01), features)
