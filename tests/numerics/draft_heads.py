@@ -9,8 +9,10 @@ import numpy as np
 from tests.numerics.native_models import open_native
 
 from stoker.models.config import ModelConfig
-from stoker.speculation.head import DraftHead, load_head, tensor_shapes
-from stoker.speculation.head_format import HeadIdentity, HeadShape
+from stoker.speculation.head import DraftHead, tensor_shapes
+from stoker.speculation.head_file import load_head
+from stoker.speculation.head_format import HeadIdentity, HeadShape, MedusaShape
+from stoker.speculation.medusa_head import MedusaHead, medusa_tensor_shapes
 from stoker.training.export import write_head
 from stoker.weights.gguf import GGUFFile
 
@@ -31,10 +33,15 @@ def shape_for(config: ModelConfig) -> HeadShape:
     )
 
 
-def random_tensors(shape: HeadShape, seed: int = 0) -> dict[str, np.ndarray]:
+def medusa_shape_for(config: ModelConfig) -> MedusaShape:
+    return MedusaShape(width=config.width, inner=32, heads=3)
+
+
+def random_tensors(shape: HeadShape | MedusaShape, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     tensors = {}
-    for name, size in tensor_shapes(shape).items():
+    sizes = medusa_tensor_shapes(shape) if isinstance(shape, MedusaShape) else tensor_shapes(shape)
+    for name, size in sizes.items():
         values = generator.standard_normal(size).astype(np.float32)
         tensors[name] = values * 1.5 * size[-1] ** -0.5 if len(size) == 2 else 1 + 0.1 * values
     return tensors
@@ -42,14 +49,15 @@ def random_tensors(shape: HeadShape, seed: int = 0) -> dict[str, np.ndarray]:
 
 def write_random_head(path: Path, config: ModelConfig, **changes: Any) -> Path:
     """`changes`: other arguments of `write_head`, and fields of its identity."""
-    shape = shape_for(config)
+    kind = changes.get("kind")
+    shape = medusa_shape_for(config) if kind == "medusa" else shape_for(config)
     identity = {
         name: changes.pop(name, value)
         for name, value in {
             "kind": "eagle",
             "target_digest": DIGEST,
             "vocabulary": config.vocabulary,
-            "passes": 4,
+            "passes": 1 if kind == "medusa" else 4,
         }.items()
     }
     arguments: dict[str, Any] = {
@@ -63,7 +71,7 @@ def write_random_head(path: Path, config: ModelConfig, **changes: Any) -> Path:
     return path
 
 
-def open_head(path: Path, target: Path, *, threads: int = 1, digest: str = DIGEST) -> DraftHead:
+def open_head(path: Path, target: Path, *, threads: int = 1, digest: str = DIGEST) -> DraftHead | MedusaHead:
     """The head bound to a target that is loaded for it."""
     interpreter = open_native(target, threads=threads)
     assert interpreter.embedding is not None

@@ -32,7 +32,8 @@ from stoker.kernels.reference import ReferenceInterpreter
 from stoker.sampling.native import native_sampler
 from stoker.speculation import Speculator
 from stoker.speculation.eagle import EagleDrafters
-from stoker.speculation.head import MOST_STREAMS, DraftHead, eagle_program, load_head
+from stoker.speculation.head import MOST_STREAMS, DraftHead, eagle_program
+from stoker.speculation.head_file import load_head
 from stoker.weights.gguf import GGUFFile
 from stoker.weights.packing import dequantize_reference
 
@@ -50,7 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def head(folder: Path) -> DraftHead:
-    return open_head(folder / "head.gguf", folder / "target.gguf")
+    found = open_head(folder / "head.gguf", folder / "target.gguf")
+    assert isinstance(found, DraftHead)
+    return found
 
 
 def story() -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +115,7 @@ def test_numbers_are_the_references(folder: Path, head: DraftHead) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pieces_and_threads_change_no_bit(folder: Path, threads: int) -> None:
     head = open_head(folder / "head.gguf", folder / "target.gguf", threads=threads)
+    assert isinstance(head, DraftHead)
     whole = told(head, "a", [WINDOW, WINDOW, WINDOW, 5])
     pieces_of = {"b": [1] * COUNT, "c": [3] * 49 + [2], "d": [WINDOW - 1, WINDOW, 40, 14]}
     for owner, pieces in pieces_of.items():

@@ -42,6 +42,24 @@ PromptsOption = Annotated[
         show_default=False,
     ),
 ]
+KindOption = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        metavar="eagle|medusa",
+        help="eagle: a layer that goes on from its own guesses; medusa: a small block for each guess.",
+    ),
+]
+UnrollOption = Annotated[
+    int | None,
+    typer.Option(
+        "--unroll",
+        min=1,
+        max=8,
+        help="Draft steps to train on; of medusa, its blocks.  [default: 3, of medusa 4]",
+        show_default=False,
+    ),
+]
 
 
 def train_draft(
@@ -56,7 +74,8 @@ def train_draft(
     vocabulary: Annotated[
         int, typer.Option("--vocabulary", min=16, help="Tokens that the head can draft, the most frequent.")
     ] = 8192,
-    unroll: Annotated[int, typer.Option("--unroll", min=1, max=8, help="Draft steps to train on.")] = 3,
+    kind: KindOption = "eagle",
+    unroll: UnrollOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of text and training.")] = 0,
     threads: ThreadsOption = None,
 ) -> None:
@@ -73,6 +92,15 @@ def train_draft(
     from stoker.weights.places import home_folder, own_folder
     from stoker.weights.store import resolve
 
+    options = DraftOptions(
+        answer_tokens=tokens,
+        steps=steps,
+        kind=kind,
+        vocabulary=vocabulary,
+        unroll=unroll,
+        seed=seed,
+        threads=threads,
+    )
     questions = () if prompts is None else read_questions(prompts)
     fetch_if_missing(model)
     path = resolve(model)
@@ -80,10 +108,7 @@ def train_draft(
         own = own_folder(os.environ, home_folder())
         if own is None:
             raise RequestError("no folder for the head is known", hint="give --out, or set STOKER_HOME")
-        out = own / "heads" / head_name(path.stem, model_digest(path))
-    options = DraftOptions(
-        answer_tokens=tokens, steps=steps, vocabulary=vocabulary, unroll=unroll, seed=seed, threads=threads
-    )
+        out = own / "heads" / head_name(path.stem, model_digest(path), kind)
     with step_progress(f"train-draft {model}") as update:
         trained = train(
             path,

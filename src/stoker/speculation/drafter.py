@@ -61,8 +61,8 @@ class Drafters(Protocol):
     """Makes a drafter for each sequence."""
 
     name: str
-    # Most tokens that a proposal takes a pass of a model for, one after the other: then asking costs time,
-    # and is asked for only as many as will pay. 0: proposals cost next to nothing.
+    # Most passes of a model that a proposal takes, one after the other: then asking costs time. 0: it costs
+    # next to nothing.
     passes: int
     feature_tokens: int  # of how many last tokens it reads the target's hidden states
 

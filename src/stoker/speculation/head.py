@@ -1,22 +1,14 @@
-"""A draft head from its file: one decoder layer that goes on from the target's hidden states.
-
-The file has the layer alone. Embeddings and output rows are the target's own: those of the draft vocabulary
-are taken from its file as they are. docs/concepts/speculation.md
-"""
+"""An EAGLE head: one decoder layer that goes on from the target's hidden states"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from stoker import _native
-from stoker.api.errors import ModelFormatError
-from stoker.kernels.lowering import VECTOR_WIDTH
 from stoker.kernels.native import NativeInterpreter
 from stoker.kernels.program import (
     BLOCK_TOKENS,
@@ -35,16 +27,13 @@ from stoker.kernels.program import (
 )
 from stoker.models.config import ModelConfig
 from stoker.models.layers import plain_style, pre_norm_layer
-from stoker.models.load import load_weights
-from stoker.speculation.head_format import ARCHITECTURE, TOKENS, HeadShape, identity_from, shape_from
-from stoker.weights.gguf import GGUFFile
+from stoker.speculation.head_format import ARCHITECTURE, HeadShape
 
 MOST_STREAMS: Final = (
     8  # that keep keys and values; of more, the one that waits longest computes its own anew
 )
-_EMBEDDING: Final = "token_embd.weight"  # the target's
-_DRAFT_OUTPUT: Final = "draft_output.weight"  # the target's rows of the draft vocabulary
-_OUTPUTS: Final = ("output.weight", "token_embd.weight")  # of a target, the first that it has
+EMBEDDING: Final = "token_embd.weight"  # the target's
+DRAFT_OUTPUT: Final = "draft_output.weight"  # the target's rows of the draft vocabulary
 _MOST_DRAFTED = 16
 
 
@@ -153,7 +142,7 @@ def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Pro
     )
     style = plain_style(config, "interleaved", window=shape.window)
     ops: list[Op] = [
-        Embed("embedding", _EMBEDDING),
+        Embed("embedding", EMBEDDING),
         RmsNorm("embedding_norm", "embedding", "embedding_norm.weight", shape.norm_eps),
         Input("state", shape.width),
         RmsNorm("feature_norm", "state", "feature_norm.weight", shape.norm_eps),
@@ -168,7 +157,7 @@ def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Pro
         RmsNorm("hidden", "hidden_selected", "output_norm.weight", shape.norm_eps),
         SelectRows("selected", result),
         RmsNorm("final_norm", "selected", "output_norm.weight", shape.norm_eps),
-        Linear("logits", "final_norm", _DRAFT_OUTPUT),
+        Linear("logits", "final_norm", DRAFT_OUTPUT),
     ]
     return Program(
         ops=tuple(ops),
@@ -178,48 +167,6 @@ def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Pro
         architecture=ARCHITECTURE,
         hidden="hidden",
     )
-
-
-def load_head(
-    path: Path,
-    target: GGUFFile,
-    embedding: _native.PackedMatrix,
-    pool: _native.ThreadPool,
-    *,
-    target_digest: str,
-    context_tokens: int,
-) -> DraftHead:
-    """Read a head file and bind it to its target, which is open, and whose packed embeddings it shares.
-
-    Raises `ModelFormatError` for a file that is broken, of another target (its digest), or of another
-    vocabulary, and `ModelNotFoundError` for none.
-    """
-    with GGUFFile.open(path) as file:
-        identity = identity_from(file.metadata)
-        if identity.target_digest != target_digest:
-            raise ModelFormatError(
-                f"{path} is a draft head for the model with digest {identity.target_digest[:16]}; this one "
-                f"has {target_digest[:16]}",
-                hint="train one for this model: stoker train-draft",
-            )
-        vocabulary, width = embedding.rows, embedding.columns
-        if identity.vocabulary != vocabulary:
-            raise ModelFormatError(
-                f"{path} is a draft head for a vocabulary of {identity.vocabulary} tokens; allowed: "
-                f"{vocabulary}, the model's"
-            )
-        shape = shape_from(file.metadata)
-        if shape.width != width:
-            raise ModelFormatError(f"{path} takes states of {shape.width}; allowed: {width}, the model's")
-        token_ids = _draft_vocabulary(file.metadata, vocabulary, path)
-        own = _own_part(eagle_program(shape, vocabulary, context_tokens), file, shape)
-        matrices, vectors = load_weights(file, own, pool)
-    matrices[_EMBEDDING] = embedding
-    matrices[_DRAFT_OUTPUT] = _output_rows(target, token_ids, pool)
-    return DraftHead(
-        shape, identity.passes, token_ids, matrices, vectors, pool,
-        vocabulary=vocabulary, context_tokens=context_tokens,
-    )  # fmt: skip
 
 
 def tensor_shapes(shape: HeadShape) -> dict[str, tuple[int, ...]]:
@@ -238,42 +185,3 @@ def tensor_shapes(shape: HeadShape) -> dict[str, tuple[int, ...]]:
         "blk.0.ffn_up.weight": (inner, width),
         "blk.0.ffn_down.weight": (width, inner),
     }
-
-
-def _own_part(program: Program, file: GGUFFile, shape: HeadShape) -> Program:
-    """The ops whose weights the head file brings. Raises `ModelFormatError` for a tensor that is not there,
-    or not as it should be."""
-    for name, wanted in tensor_shapes(shape).items():
-        tensor = file.tensors.get(name)
-        if tensor is None or tuple(tensor.shape) != wanted:
-            found = "missing" if tensor is None else tuple(tensor.shape)
-            raise ModelFormatError(f"{file.path}: tensor {name!r} is {found}; allowed: {wanted}")
-    shared = (_EMBEDDING, _DRAFT_OUTPUT)
-    ops = tuple(op for op in program.ops if not (isinstance(op, Embed | Linear) and _weight_of(op) in shared))
-    return replace(program, ops=ops)
-
-
-def _weight_of(op: Embed | Linear) -> str:
-    return op.table if isinstance(op, Embed) else op.weight
-
-
-def _draft_vocabulary(metadata: Mapping[str, Any], vocabulary: int, path: Path) -> Int32:
-    """[V] ascending. Raises `ModelFormatError`."""
-    found = metadata.get(TOKENS)
-    ids = np.array(found if found is not None else [], np.int64)
-    good = ids.ndim == 1 and len(ids) >= VECTOR_WIDTH and not len(ids) % VECTOR_WIDTH
-    if not good or ids[0] < 0 or ids[-1] >= vocabulary or not (np.diff(ids) > 0).all():
-        raise ModelFormatError(
-            f"{path}: {TOKENS} has {len(ids)} entries; allowed: a multiple of {VECTOR_WIDTH} of them, "
-            f"ascending numbers of 0 to {vocabulary - 1}"
-        )
-    return ids.astype(np.int32)
-
-
-def _output_rows(target: GGUFFile, token_ids: Int32, pool: _native.ThreadPool) -> _native.PackedMatrix:
-    """The target's output rows of these tokens, as they are in its file."""
-    tensor = next(target.tensors[name] for name in _OUTPUTS if name in target.tensors)
-    rows, columns = tensor.shape
-    raw = np.asarray(target.data(tensor)).reshape(rows, -1)[token_ids]
-    target.release(tensor)
-    return _native.PackedMatrix.pack(tensor.type.type_id, raw.reshape(-1), len(token_ids), columns, pool=pool)

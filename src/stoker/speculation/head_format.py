@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from stoker.api.errors import ModelFormatError
 
@@ -13,7 +13,11 @@ ARCHITECTURE: Final = "stoker-draft-head"
 VERSION: Final = 1
 KEY: Final = "stoker.draft."  # before every key of ours
 TOKENS: Final = "stoker.draft.token_ids"  # the draft vocabulary, ascending ids of the target's
-KINDS: Final = ("eagle", "medusa")
+EAGLE: Final = "eagle"
+MEDUSA: Final = "medusa"
+KINDS: Final = (EAGLE, MEDUSA)
+MEDUSA_KEY: Final = "stoker.draft.medusa."  # before the keys of its shape
+MOST_HEADS: Final = 16  # of Medusa: one row each of a step's widest tile
 _MOST: Final[Mapping[str, int]] = MappingProxyType(
     {
         "width": 65_536,
@@ -24,11 +28,15 @@ _MOST: Final[Mapping[str, int]] = MappingProxyType(
         "window": 4096,
     }
 )
+_MOST_MEDUSA: Final[Mapping[str, int]] = MappingProxyType(
+    {"width": 65_536, "inner": 1 << 20, "heads": MOST_HEADS}
+)
+_Shape = TypeVar("_Shape", "HeadShape", "MedusaShape")
 
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """The numbers of an EAGLE head's only layer; a Medusa head uses the width alone."""
+    """The numbers of an EAGLE head's only layer."""
 
     width: int
     feed_forward: int
@@ -45,34 +53,57 @@ class HeadShape:
 
 
 @dataclass(frozen=True, slots=True)
+class MedusaShape:
+    """The numbers of Medusa's residual blocks, one for each token that is guessed."""
+
+    width: int
+    inner: int  # width inside a block
+    heads: int
+
+    def metadata(self) -> dict[str, int | float]:
+        """As they stand in the file."""
+        return {MEDUSA_KEY + name: value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
 class HeadIdentity:
     """For which target a head was made."""
 
     kind: str
     target_digest: str  # SHA-256 of the target's weights file
     vocabulary: int
-    passes: int  # how deep it was trained to draft
+    passes: int  # so many it takes for its longest draft: an EAGLE head one for each token, Medusa one
 
 
 def shape_from(metadata: Mapping[str, Any]) -> HeadShape:
-    """Read and check. Raises `ModelFormatError` naming the key."""
-    values: dict[str, Any] = {}
-    for one in fields(HeadShape):
-        value = metadata.get(KEY + one.name)
-        if one.type == "float":
-            good = isinstance(value, float) and 0 < value < 1e12
-        else:
-            good = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST[one.name]
-        if not good:
-            raise ModelFormatError(f"{KEY}{one.name} is {value!r}; allowed: a positive number")
-        values[one.name] = value
-    shape = HeadShape(**values)
+    """Read and check an EAGLE head's. Raises `ModelFormatError` naming the key."""
+    shape = _read(HeadShape, metadata, KEY, _MOST)
     if shape.heads % shape.kv_heads or shape.head_size % 2:
         raise ModelFormatError(
             f"{KEY}heads is {shape.heads}, kv_heads {shape.kv_heads}, head_size {shape.head_size}; allowed: "
             "heads a multiple of kv_heads, head_size even"
         )
     return shape
+
+
+def medusa_shape_from(metadata: Mapping[str, Any]) -> MedusaShape:
+    """Read and check. Raises `ModelFormatError` naming the key."""
+    return _read(MedusaShape, metadata, MEDUSA_KEY, _MOST_MEDUSA)
+
+
+def _read(shape: type[_Shape], metadata: Mapping[str, Any], key: str, most: Mapping[str, int]) -> _Shape:
+    values: dict[str, Any] = {}
+    for one in fields(shape):
+        value = metadata.get(key + one.name)
+        if one.type == "float":
+            good, allowed = isinstance(value, float) and 0 < value < 1e12, "a positive number"
+        else:
+            good = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most[one.name]
+            allowed = f"1 to {most[one.name]}"
+        if not good:
+            raise ModelFormatError(f"{key}{one.name} is {value!r}; allowed: {allowed}")
+        values[one.name] = value
+    return shape(**values)
 
 
 def identity_from(metadata: Mapping[str, Any]) -> HeadIdentity:

@@ -21,7 +21,7 @@ DRAFTERS: Final[Mapping[str, Callable[[], Drafters]]] = MappingProxyType(
         "lookahead": LookaheadDrafters,
     }
 )
-BOUND: Final = ("eagle",)  # made for one model, from files of their own, when it is loaded
+BOUND: Final = ("eagle", "medusa")  # made for one model, from files of their own, when it is loaded
 AUTO: Final = "auto"  # each step asks the one that promises most
 OFF: Final = "off"
 # Guesses of the window of lookahead are verified as they come, which pays only where rows are free.

@@ -11,7 +11,15 @@ import gguf
 import numpy as np
 
 from stoker.kernels.program import Float32, Int32
-from stoker.speculation.head_format import ARCHITECTURE, KEY, TOKENS, VERSION, HeadIdentity, HeadShape
+from stoker.speculation.head_format import (
+    ARCHITECTURE,
+    KEY,
+    TOKENS,
+    VERSION,
+    HeadIdentity,
+    HeadShape,
+    MedusaShape,
+)
 
 CARD = KEY + "card"  # what the head was trained on and how well it does, as text
 
@@ -20,7 +28,7 @@ def write_head(
     path: Path,
     *,
     identity: HeadIdentity,
-    shape: HeadShape,
+    shape: HeadShape | MedusaShape,
     draft_vocabulary: Int32,
     tensors: Mapping[str, Float32],
     card: str,

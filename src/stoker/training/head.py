@@ -7,6 +7,7 @@ after it); trained as in "EAGLE-3", 2025: on what it does to its own output, sev
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ from torch.nn import functional
 
 from stoker.speculation.head_format import HeadShape
 
+# What a head's module does of (features, embeddings, depth): at most so many steps, [B, L, width] each. What
+# step k gives at position p is meant to be the target's state at p + 1, said when nothing after p - k was
+# known but guesses. features, embeddings: [B, L, width] the target's states, and of the tokens after them.
+Unrolled = Callable[[Tensor, Tensor, int], Iterator[Tensor]]
 _SEEN_FROM = -1e9  # logits of keys that are not seen; no infinity, whose gradients may be NaN
 
 
@@ -87,6 +92,16 @@ class EagleHead(nn.Module):
         inner = self.ffn_norm(middle)
         result = middle + self.ffn_down(functional.silu(self.ffn_gate(inner)) * self.ffn_up(inner))
         return Step(keys, values, self.output_norm(result))
+
+    def unrolled(self, features: Tensor, embeddings: Tensor, depth: int) -> Iterator[Tensor]:
+        """See `Unrolled`: each step goes on from the one before it."""
+        earlier: list[Step] = []
+        for number in range(depth):
+            seen = window_mask(features.shape[1], self.shape.window, number, features.device)
+            step = self(features, embeddings, earlier, seen)
+            yield step.hidden
+            earlier.append(step)
+            features = moved_on(step.hidden)
 
 
 def window_mask(length: int, window: int, step: int, device: torch.device) -> Tensor:

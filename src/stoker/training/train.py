@@ -6,10 +6,11 @@ Each part is kept in a folder, so that an interrupted run goes on where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -18,26 +19,17 @@ from stoker.api.request import check_int
 from stoker.engine.load import LoadOptions, load_text_engine
 from stoker.kernels.lowering import VECTOR_WIDTH
 from stoker.kernels.program import Float32, Int32
-from stoker.models.config import ModelConfig, config_from_gguf
-from stoker.speculation.head_format import HeadIdentity, HeadShape
+from stoker.models.config import config_from_gguf
+from stoker.speculation.head_format import EAGLE, KINDS, MEDUSA, HeadIdentity
 from stoker.training.corpus import Corpus
 from stoker.training.dataset import Dataset, compute_dataset, load_dataset
 from stoker.weights.digest import model_digest
 from stoker.weights.gguf import GGUFFile
-from stoker.weights.packing import dequantize_reference
 
-_LAYER = (
-    "attn_norm",
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ffn_norm",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
-)
-_INTERLEAVED = ("llama",)  # architectures whose layers turn neighbouring columns, as the head's does
+if TYPE_CHECKING:  # it needs torch
+    from stoker.training.kinds import Lesson
+
+UNROLL: Final[Mapping[str, int]] = MappingProxyType({EAGLE: 3, MEDUSA: 4})
 Told = Callable[[str, int, int, str], None]  # (part, done, of how many, what to say of it)
 
 
@@ -48,10 +40,11 @@ class DraftOptions:
     answer_tokens: int = 650_000
     answer_length: int = 256  # most tokens of an answer
     steps: int = 1800
-    unroll: int = 3
+    kind: str = EAGLE
+    unroll: int | None = None  # draft steps to train on; a Medusa head has as many blocks. None: UNROLL
     vocabulary: int = 8192
     window: int = 128
-    passes: int = 5  # most tokens that it drafts
+    passes: int = 5  # most tokens that an EAGLE head drafts
     seed: int = 0
     threads: int | None = None
 
@@ -59,10 +52,17 @@ class DraftOptions:
         check_int("answer_tokens", self.answer_tokens, 1, 1 << 31)
         check_int("answer_length", self.answer_length, 8, 1 << 20)
         check_int("steps", self.steps, 1, 1 << 31)
-        check_int("unroll", self.unroll, 1, 8)
+        if self.kind not in KINDS:
+            raise RequestError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        check_int("unroll", self.depth, 1, 8)
         check_int("vocabulary", self.vocabulary, VECTOR_WIDTH, 1 << 20)
         check_int("window", self.window, 16, 4096)
         check_int("passes", self.passes, 1, 16)
+
+    @property
+    def depth(self) -> int:
+        """Draft steps to train on."""
+        return UNROLL[self.kind] if self.unroll is None else self.unroll
 
 
 class Trained(NamedTuple):
@@ -77,14 +77,13 @@ class Trained(NamedTuple):
 def train_draft(
     model: Path, folder: Path, out: Path, options: DraftOptions, *, questions: tuple[str, ...], told: Told
 ) -> Trained:
-    """Train an EAGLE head for a model and write it, with its card beside it.
+    """Train a draft head for a model and write it, with its card beside it.
 
     Raises `RequestError` where torch is missing, the text is too short, or `folder` belongs to another run,
     and what loading the model raises.
     """
     try:
         from stoker.training import export, trainer
-        from stoker.training.head import EagleHead
     except ImportError as error:
         raise RequestError(
             f"training needs a package that is not installed: {error.name}",
@@ -94,21 +93,20 @@ def train_draft(
     digest = model_digest(model)
     _claim(folder, digest, options, questions)
     data = _data(model, folder, options, questions, told)
-    with GGUFFile.open(model) as file:
-        config = config_from_gguf(file.metadata, file.tensors)
-        shape = _shape(config, options.window)
-        embeddings = _tensor(file, "token_embd.weight")
-        output = _tensor(file, "output.weight") if config.has("output.weight") else embeddings
-        output_norm = _tensor(file, "output_norm.weight")
-        last = _last_layer(file, config)
-    draft_vocabulary = choose_vocabulary(data, min(options.vocabulary, config.vocabulary))
-    head: EagleHead = trainer.head_like(shape, last, output_norm, options.seed)
+    lesson, embeddings, output = _begin(model, folder, options)
+    draft_vocabulary = choose_vocabulary(data, min(options.vocabulary, len(embeddings)))
     run = trainer.Trainer(
-        head,
+        lesson.module,
+        lesson.unrolled,
         data,
         trainer.Target(embeddings, output, draft_vocabulary),
-        trainer.TrainOptions(steps=options.steps, unroll=options.unroll, seed=options.seed),
-        folder,
+        trainer.TrainOptions(
+            steps=options.steps,
+            unroll=options.depth,
+            unrolled_share=lesson.unrolled_share,
+            seed=options.seed,
+        ),
+        lesson.checkpoint,
     )
     run.resume()
 
@@ -117,16 +115,18 @@ def train_draft(
         told("training", step, options.steps, f"loss {loss:.3f}{said}")
 
     report = run.run(progress)
-    card = _card(model, digest, data, options, shape, report.accepted, report.tokens_per_step)
+    card = _card(
+        model, digest, data, options, (lesson.what, lesson.how), report.accepted, report.tokens_per_step
+    )
     tensors = {
-        name: head.get_parameter(parameter).detach().float().cpu().numpy()
-        for parameter, name in export.file_names(dict(head.named_parameters())).items()
+        name: lesson.module.get_parameter(parameter).detach().float().cpu().numpy()
+        for parameter, name in lesson.tensors.items()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     export.write_head(
         out,
-        identity=HeadIdentity("eagle", digest, config.vocabulary, options.passes),
-        shape=shape,
+        identity=HeadIdentity(options.kind, digest, len(embeddings), lesson.passes),
+        shape=lesson.shape,
         draft_vocabulary=draft_vocabulary,
         tensors=tensors,
         card=card,
@@ -134,6 +134,24 @@ def train_draft(
     beside = out.with_suffix(".md")
     beside.write_text(card, encoding="utf-8")
     return Trained(out, beside, report.accepted, report.tokens_per_step)
+
+
+def _begin(model: Path, folder: Path, options: DraftOptions) -> tuple[Lesson, Float32, Float32]:
+    """A new head of the wanted kind, and the target's embeddings and output rows."""
+    import torch
+
+    from stoker.training import kinds
+
+    with GGUFFile.open(model) as file:
+        config = config_from_gguf(file.metadata, file.tensors)
+        embeddings = kinds.read_tensor(file, "token_embd.weight")
+        output = kinds.read_tensor(file, "output.weight") if config.has("output.weight") else embeddings
+        torch.manual_seed(options.seed)
+        lesson = kinds.lesson(
+            options.kind, file, config, folder,
+            passes=options.passes, unroll=options.depth, window=options.window,
+        )  # fmt: skip
+    return lesson, embeddings, output
 
 
 def choose_vocabulary(data: Dataset, size: int) -> Int32:
@@ -221,52 +239,24 @@ def _data(
     )
 
 
-def _shape(config: ModelConfig, window: int) -> HeadShape:
-    return HeadShape(
-        width=config.width,
-        feed_forward=config.feed_forward,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_size=config.head_size,
-        norm_eps=config.norm_eps,
-        rope_base=config.rope_base,
-        window=window,
-    )
-
-
-def _tensor(file: GGUFFile, name: str) -> Float32:
-    tensor = file.tensors[name]
-    rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-    values = dequantize_reference(tensor.type.type_id, np.asarray(file.data(tensor)), rows, columns)
-    file.release(tensor)
-    return values.astype(np.float32).reshape(tensor.shape)
-
-
-def _last_layer(file: GGUFFile, config: ModelConfig) -> dict[str, Float32]:
-    """To begin with, where the target's layers are of the head's kind; else nothing."""
-    if config.architecture not in _INTERLEAVED or config.rotary != config.head_size:
-        return {}
-    return {f"{name}.weight": _tensor(file, f"blk.{config.layers - 1}.{name}.weight") for name in _LAYER}
-
-
 def _card(
     model: Path,
     digest: str,
     data: Dataset,
     options: DraftOptions,
-    shape: HeadShape,
+    said: tuple[str, str],
     accepted: tuple[float, ...],
     tokens_per_step: float,
 ) -> str:
     by_depth = ", ".join(f"{share:.0%}" for share in accepted)
     return f"""# Draft head for {model.name}
 
-- Kind: EAGLE, one decoder layer of width {shape.width}, {shape.heads} heads, window {shape.window}, Q8_0.
+- Kind: {said[0]}, Q8_0.
 - Target: SHA-256 {digest}. It drafts for no other file.
 - Data: {data.conversations} conversations, {data.answer_tokens} tokens of answers, all generated by the
   target itself (seed {options.seed}, temperatures 0, 0.7, 0 and 1 in turn, at most
   {options.answer_length} tokens each).
-- Training: {options.steps} steps of about 2048 tokens, unrolled {options.unroll} deep at the end.
+- Training: {options.steps} steps of about 2048 tokens, {said[1]}.
 - Draft vocabulary: {min(options.vocabulary, 1 << 20)} tokens, the most frequent of the answers.
 - Held out (every 20th conversation), the head's likeliest token against the target's, each depth given that
   all before was right: {by_depth}. A chain as deep brings {tokens_per_step:.2f} tokens a step.

@@ -1,4 +1,4 @@
-"""Trains an EAGLE head: what it says after its own guesses should be what the target says there.
+"""Trains a draft head: what it says after its own guesses should be what the target says there.
 
 Loss: cross-entropy with the target's distribution over the draft vocabulary, at every unrolled step. A run
 is a function of the data and the options; it goes on from its last checkpoint.
@@ -15,14 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stoker.api.errors import RequestError
 from stoker.kernels.program import Float32, Int32
-from stoker.speculation.head_format import HeadShape
 from stoker.training.dataset import Dataset
-from stoker.training.head import EagleHead, Step, moved_on, window_mask
+from stoker.training.head import Unrolled
 
 HELD_OUT_EVERY: Final = 20  # of so many conversations one is never trained on
 _MOST_LENGTH: Final = 512  # tokens of a conversation that are used
@@ -80,14 +79,22 @@ class Trainer:
     """Owns the head, the optimiser and the checkpoint."""
 
     def __init__(
-        self, head: EagleHead, data: Dataset, target: Target, options: TrainOptions, folder: Path
+        self,
+        head: nn.Module,
+        unrolled: Unrolled,
+        data: Dataset,
+        target: Target,
+        options: TrainOptions,
+        checkpoint: Path,
     ) -> None:
+        """`unrolled`: what the head does."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.head = head.to(self.device)
+        self._unroll = unrolled
         self.options = options
         self.step = 0
         self._data = data
-        self._checkpoint = folder / "checkpoint.pt"
+        self._checkpoint = checkpoint
         vocabulary = torch.from_numpy(target.draft_vocabulary.astype(np.int64))
         self._embeddings = torch.from_numpy(target.embeddings).to(self.device)
         self._full_output = torch.from_numpy(target.output)
@@ -140,6 +147,7 @@ class Trainer:
         self.head.eval()
         depth = self.options.unroll + 2
         right, tried, losses = np.zeros(depth), np.zeros(depth), []
+        deepest = 0  # a head may have fewer steps than are asked for
         for batch in self._grouped(self._held_out):
             wanted = batch.wanted.cpu()
             best = self._likeliest(batch.features[:, 1:][batch.wanted])
@@ -153,8 +161,9 @@ class Trainer:
                 path = hits & reached
                 tried[number] += int(reached.sum())
                 right[number] += int(path.sum())
+                deepest = max(deepest, number + 1)
         self.head.train()
-        accepted = tuple((right / np.maximum(tried, 1)).round(4).tolist())
+        accepted = tuple((right / np.maximum(tried, 1))[:deepest].round(4).tolist())
         return Report(float(np.mean(losses)), accepted, 1.0 + float(np.cumprod(accepted).sum()))
 
     def _likeliest(self, features: Tensor) -> Tensor:
@@ -187,13 +196,8 @@ class Trainer:
                 teacher = torch.softmax((following @ self._output.T.to(following.dtype)).float(), -1)
             embeddings = self._embeddings[batch.token_ids[:, 1:-1]]
             features = batch.features[:, :-1]
-            earlier: list[Step] = []
-            for number in range(depth):
-                seen = window_mask(features.shape[1], self.head.shape.window, number, self.device)
-                step = self.head(features, embeddings, earlier, seen)
-                yield number, (step.hidden[batch.wanted] @ self._output.T).float(), teacher
-                earlier.append(step)
-                features = moved_on(step.hidden)
+            for number, hidden in enumerate(self._unroll(features, embeddings, depth)):
+                yield number, (hidden[batch.wanted] @ self._output.T).float(), teacher
 
     def _set_rate(self) -> None:
         options = self.options
@@ -273,22 +277,6 @@ class Trainer:
         }
         torch.save(state, partial)
         os.replace(partial, self._checkpoint)
-
-
-def head_like(shape: HeadShape, last_layer: dict[str, Float32], output_norm: Float32, seed: int) -> EagleHead:
-    """A head that begins with its target's last layer and output norm, and hands states on as they are."""
-    torch.manual_seed(seed)
-    head = EagleHead(shape)
-    with torch.no_grad():
-        for name, weight in last_layer.items():
-            # What the layer adds is small at first: it was made for states before it that were much larger
-            # (measured after 60 steps: loss 5.2 with a tenth, 6.3 as it is, 5.5 from random numbers).
-            scale = 0.1 if name in ("attn_output.weight", "ffn_down.weight") else 1.0
-            head.get_parameter(name).copy_(torch.from_numpy(weight * np.float32(scale)))
-        head.output_norm.weight.copy_(torch.from_numpy(output_norm))
-        head.fc_feature.weight.copy_(torch.eye(shape.width))
-        head.fc_embedding.weight.normal_(std=0.5 / math.sqrt(shape.width))
-    return head
 
 
 def _cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:

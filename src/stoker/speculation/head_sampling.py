@@ -1,0 +1,133 @@
+"""What all draft heads have in common: their logits become tokens as the target's would, with the same noise,
+and how sure they are tells how often they are right (Li et al., "EAGLE-2", 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+
+from stoker.kernels.program import Float32, Int32
+from stoker.sampling.rows import PackedParams, SampleResult, SampleRow
+from stoker.speculation.drafter import Opening, Proposal
+
+# Each the least of a bucket. Kinds are by bucket and by depth; alternatives have a bucket each besides.
+CONFIDENCES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.87, 0.95)
+# By its own confidence: a token that is less likely to be reached is not worth its row of a step.
+LEAST_OF_A_ROW: Final = 0.15
+_SURE: Final = 0.6  # from here on an alternative has less than two fifths, and mostly a few hundredths
+# What a head says after the likeliest tokens so far: logits [V] over its draft vocabulary; none: it is at its
+# end.
+Says = Callable[[Sequence[int]], Float32 | None]
+
+
+class Samples(Protocol):
+    """`stoker.sampling.Sampler` is one."""
+
+    def sample(self, logits: Float32, rows: Sequence[SampleRow]) -> SampleResult:
+        """One token for each row of logits [R, vocabulary]."""
+        ...
+
+
+class HeadSampler:
+    """Samples from a draft vocabulary as the target does from its own."""
+
+    def __init__(
+        self,
+        token_ids: Int32,
+        vocabulary: int,
+        sampler: Samples,
+        *,
+        least_reached: float = LEAST_OF_A_ROW,
+    ) -> None:
+        """token_ids: [V] of the target's `vocabulary`, ascending. least_reached: after a token that is less
+        likely to be reached, by its own confidence, the head is not asked to go on.
+        """
+        self._least_reached = least_reached
+        self._token_ids = token_ids
+        self._sampler = sampler
+        # Tokens outside the draft vocabulary stay impossible.
+        self._logits: Float32 = np.full((1, vocabulary), -math.inf, np.float32)
+
+    def propose(
+        self, says: Says, packed: PackedParams, opening: Opening, known: list[int], most: int, depths: int
+    ) -> Proposal | None:
+        """What follows the known tokens: the head's tokens, and at each an alternative where it is not sure.
+
+        Kinds are numbers below (depths + 1) * len(CONFIDENCES): by confidence, and for each by how deep a
+        token stands, the last of `depths` standing for all after it; then those of alternatives.
+        """
+        tokens: list[int] = []
+        kinds: list[int] = []
+        parents: list[int] = []
+        path: list[int] = []  # the likeliest tokens, which the head goes on from
+        last, reached = -1, 1.0
+        while len(tokens) < most and reached >= self._least_reached:
+            logits = says(path)
+            if logits is None:
+                break
+            row = _row_after(packed, opening.prompt_tokens, known, path)
+            sampled = self._sample(logits, row)
+            if not sampled:
+                break
+            token_id, confidence = sampled[0]
+            found = [(token_id, depths * _bucket(confidence) + min(len(path), depths - 1))]
+            found += [
+                (other, depths * len(CONFIDENCES) + _bucket(share))
+                for other, share in sampled[1:]
+                if reached * share >= LEAST_OF_A_ROW
+            ]
+            place = len(tokens)
+            for token, kind in found[: most - place]:
+                tokens.append(token)
+                kinds.append(kind)
+                parents.append(last)
+            path.append(token_id)
+            last = place
+            reached *= confidence
+        return Proposal(tokens, kinds, parents) if tokens else None
+
+    def _sample(self, logits: Float32, row: SampleRow) -> list[tuple[int, float]]:
+        """Logits [V] over the draft vocabulary, which are written to, to a token of the target's and the
+        confidence in it: its share of the draft's distribution. Where that is not much and the likeliest
+        token is wanted, the second likeliest after it; none where the sampler has none."""
+        token_ids = self._token_ids
+        if not _is_plain(row):
+            self._logits[0, token_ids] = logits
+            token_id = int(self._sampler.sample(self._logits, [row]).token_ids[0])
+            if token_id < 0:
+                return []
+            place = int(token_ids.searchsorted(token_id))
+            return [(token_id, float(1.0 / np.exp(logits - logits[place]).sum()))]
+        place = int(logits.argmax())  # what the sampler would say, in a tenth of its time
+        best = float(logits[place])
+        share = float(1.0 / np.exp(logits - logits[place]).sum())
+        found = [(int(token_ids[place]), share)]
+        if share < _SURE:
+            logits[place] = -math.inf
+            place = int(logits.argmax())
+            found.append((int(token_ids[place]), share * math.exp(float(logits[place]) - best)))
+        return found
+
+
+def _is_plain(row: SampleRow) -> bool:
+    """Whether the likeliest token is sampled, whatever came before."""
+    params = row.packed.params
+    return not (params.temperature or params.logit_bias or row.banned_ids or row.packed.needs_history)
+
+
+def _row_after(packed: PackedParams, prompt_tokens: int, known: list[int], drafted: list[int]) -> SampleRow:
+    """How the token after the known and these drafted ones is sampled."""
+    position = len(known) + len(drafted)
+    if not packed.needs_history:
+        return SampleRow(packed, position)
+    history: Int32 = np.array([*known, *drafted], np.int32)
+    return SampleRow(packed, position, history, prompt_tokens)
+
+
+def _bucket(confidence: float) -> int:
+    """Which of `CONFIDENCES` it is."""
+    return sum(confidence >= least for least in CONFIDENCES) - 1
