@@ -93,6 +93,7 @@ class Engine:
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._last_plan: StepPlan | None = None
+        self._last_accepted = 0  # drafted tokens of the last step
         self._open: dict[str, list[Sequence]] = {}  # unfinished choices by request id
 
     @property
@@ -280,6 +281,7 @@ class Engine:
             self._journal(Stepped(plan, result))
         self._last_plan = plan
         outputs = self.scheduler.commit(plan, result)
+        self._last_accepted = sum(output.accepted for output in outputs)
         self._generated_tokens += sum(
             1 + len(output.written) for output in outputs if output.token_id is not None
         )
@@ -318,9 +320,16 @@ class Engine:
 
     def observe(self, elapsed_ms: float) -> None:
         """Tell how long the last step took: from this the next ones' budgets are made."""
-        if self._last_plan is not None:
-            self.budget.cost.observe(self._last_plan, max(elapsed_ms - self._drafting_ms, 0.01))
-            self._last_plan = None
+        plan = self._last_plan
+        if plan is None:
+            return
+        cost = self.budget.cost
+        if cost.known and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks)):
+            # Plain steps would have taken this long for the same tokens: more, or, for wrong guesses, less.
+            plain_ms = cost.predict_ms(len(plan.chunks), sum(chunk.start + 1 for chunk in plan.chunks))
+            self._tally.save(plain_ms * (1 + self._last_accepted / len(plan.chunks)) - elapsed_ms)
+        cost.observe(plan, max(elapsed_ms - self._drafting_ms, 0.01))
+        self._last_plan = None
 
     def stats(self) -> EngineStats:
         """Where things stand, between steps."""
@@ -341,7 +350,7 @@ class Engine:
             drafts=self._tally.drafts,
             drafts_by_tokens=self._tally.by_tokens,
             drafts_by_accepted=self._tally.by_accepted,
-            draft_saved_ms=0.0,
+            draft_saved_ms=self._tally.saved_ms,
             prefix_queries_tokens=tree.queries_tokens,
             prefix_hits_tokens=tree.hits_tokens,
             disk_hits_tokens=tree.disk_hits_tokens,
