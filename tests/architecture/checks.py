@@ -27,8 +27,9 @@ ALLOWED_IMPORTS: Mapping[str, frozenset[str]] = MappingProxyType(
         "cache": frozenset({"api", "kernels", "_native"}),
         "sampling": frozenset({"api", "kernels", "_native"}),
         "grammar": frozenset({"api", "kernels", "weights", "tokenizer"}),
-        # Draft heads are models of their own, read from files of their own.
-        "speculation": frozenset({"api", "kernels", "weights", "models", "sampling", "_native"}),
+        # Draft heads and draft models are models of their own, read from files of their own; what they keep
+        # of a sequence lies in blocks of the cache.
+        "speculation": frozenset({"api", "kernels", "weights", "models", "cache", "sampling", "_native"}),
         "engine": frozenset(
             {
                 "api",

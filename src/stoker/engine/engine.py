@@ -16,10 +16,11 @@ from stoker.api.request import MAX_TOP_LOGPROBS, SEEDS, Pooling, SamplingParams,
 from stoker.api.stats import EngineStats
 from stoker.cache.blocks import BlockPool
 from stoker.cache.disk import DiskTier
+from stoker.cache.lending import BlockLender
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
 from stoker.engine.guided import allowed_draft, allowed_tree
-from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Stepped
+from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Lent, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.engine.pooling import PooledStates
 from stoker.engine.runner import Runner, Samples
@@ -29,7 +30,7 @@ from stoker.grammar.guide import Guides, mask_words
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
-from stoker.speculation import Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
+from stoker.speculation import Borrower, Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
 
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
@@ -75,12 +76,17 @@ class Engine:
         self.options = options
         self.pool = BlockPool(interpreter.num_blocks)
         self.tree = RadixTree(self.pool, identity=options.identity, tier=tier, store=interpreter)
-        self.scheduler = Scheduler(self.pool, self.tree, options.scheduler)
+        note = None if journal is None else lambda number, end: journal(Lent(number, end))
+        self.lender = BlockLender(self.pool, note=note)
+        self.scheduler = Scheduler(self.pool, self.tree, options.scheduler, self.lender)
         self.budget = TokenBudget(options.scheduler.batch_tokens, options.budget)
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
         self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
         self.offered = tuple(drafters)  # for engines beside this one, on the same weights
+        for one in self.offered:
+            if isinstance(one, Borrower):
+                one.borrow(self.lender)
         self._speculator = (
             Speculator(self.offered, self.budget.cost, clock_ms=clock_ms) if self.offered else None
         )
@@ -247,8 +253,9 @@ class Engine:
 
     def _stream(self, sequence: Sequence) -> Stream:
         opening = Opening(
-            sequence.namespace, sequence.prompt, sequence.prediction, sequence.packed, sequence.features
-        )
+            sequence.namespace, sequence.prompt, sequence.prediction, sequence.packed, sequence.features,
+            sequence.stop_ids,
+        )  # fmt: skip
         guide = sequence.guide
         allowed = None
         if guide is not None:
@@ -375,10 +382,13 @@ class Engine:
         """Drop all choices of a request, between steps; an id that is not open is no error."""
         if self._journal is not None and request_id in self._open:
             self._journal(Aborted(request_id))
-        for sequence in self._open.pop(request_id, []):
-            if self._speculator is not None:
-                self._speculator.forget(sequence.number)
+        choices = self._open.pop(request_id, [])
+        for sequence in choices:
             self.scheduler.close(sequence, "abort")
+        # After it, as where a journal is replayed: blocks come back in the same order.
+        if self._speculator is not None:
+            for sequence in choices:
+                self._speculator.forget(sequence.number)
 
     def abort_all(self) -> None:
         """Drop every request."""

@@ -66,5 +66,14 @@ class Aborted:
     request_id: str
 
 
-Entry = Added | AddedScore | AddedEmbedding | Stepped | Closed | Aborted
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A drafter's loan of KV blocks grew to so many tokens; 0: was closed. What the scheduler takes back is
+    not written down, since a replay takes it back itself."""
+
+    number: int  # of the loan
+    end: int
+
+
+Entry = Added | AddedScore | AddedEmbedding | Stepped | Closed | Aborted | Lent
 Journal = Callable[[Entry], None]

@@ -10,7 +10,7 @@ import numpy as np
 from stoker.api.errors import EngineError
 from stoker.api.request import SamplingParams
 from stoker.engine.engine import Engine, EngineOptions
-from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Entry, Stepped
+from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Entry, Lent, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.grammar.guide import Guides
 from stoker.kernels.program import Batch, Float32, UInt8
@@ -89,7 +89,9 @@ def _drafts(plan: StepPlan) -> dict[int, Draft]:
 
 
 def _apply(
-    engine: Engine, entry: Added | AddedScore | AddedEmbedding | Closed | Aborted, guides_of: GuidesOf | None
+    engine: Engine,
+    entry: Added | AddedScore | AddedEmbedding | Closed | Aborted | Lent,
+    guides_of: GuidesOf | None,
 ) -> None:
     if isinstance(entry, Added):
         engine.add(
@@ -97,6 +99,8 @@ def _apply(
             seed=entry.seed, standing=entry.standing, resume=entry.resume,
             guides=None if guides_of is None else guides_of(entry.params),
         )  # fmt: skip
+    elif isinstance(entry, Lent):
+        engine.lender.repeat(entry.number, entry.end)
     elif isinstance(entry, AddedEmbedding):
         engine.add_embedding(entry.request_id, entry.token_ids, entry.pooling, standing=entry.standing)
     elif isinstance(entry, AddedScore):

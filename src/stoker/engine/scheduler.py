@@ -18,6 +18,7 @@ from stoker.api.errors import RequestError
 from stoker.api.events import FinishReason
 from stoker.api.request import check_int
 from stoker.cache.blocks import BlockPool, BlockTable, Copy
+from stoker.cache.lending import BlockLender
 from stoker.cache.radix import Match, RadixTree
 from stoker.engine.branches import grow
 from stoker.engine.plan import Chunk, Scores, StepPlan
@@ -88,7 +89,11 @@ class _Draft:
 class Scheduler:
     """Owns the queues and their sequences. `plan` and `commit` take turns; `add` and `close` in between."""
 
-    def __init__(self, pool: BlockPool, tree: RadixTree, options: SchedulerOptions) -> None:
+    def __init__(
+        self, pool: BlockPool, tree: RadixTree, options: SchedulerOptions, lender: BlockLender | None = None
+    ) -> None:
+        """`lender`: of blocks that drafters hold, and give back before a sequence has to."""
+        self._lender = lender or BlockLender(pool)
         self.pool = pool
         self.tree = tree
         self.options = options
@@ -319,7 +324,9 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, table: BlockTable, end: int, draft: _Draft) -> bool:
         """Preempt until the sequence's table can grow to `end`; false if it was itself the one to go."""
-        while table.blocks_needed(sequence.computed, end) > self.pool.available:
+        while (short := table.blocks_needed(sequence.computed, end) - self.pool.available) > 0:
+            if self._lender.reclaim(short):
+                continue
             victim = self._least_progressed()
             self._preempt(victim, draft)
             if victim is sequence:
@@ -401,7 +408,8 @@ class Scheduler:
             needed = self.tree.blocks_needed(match, sequence.target)
         else:
             needed = -(-sequence.target // BLOCK_TOKENS)
-        return needed + len(self._running) <= self.pool.available
+        short = needed + len(self._running) - self.pool.available
+        return short <= 0 or self._lender.reclaim(short)
 
     def _least_progressed(self) -> Sequence:
         """Whom it costs least to lose its blocks: forks that wait, latest first; then the least computed of

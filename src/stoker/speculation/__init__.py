@@ -1,7 +1,7 @@
 """Drafts: what a sequence will probably say next, to be verified by the model many tokens at once."""
 
 from stoker.speculation.draft import Draft
-from stoker.speculation.drafter import Drafter, Drafters, Observer, Opening, Proposal
+from stoker.speculation.drafter import Borrower, Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, BOUND, DRAFTERS, OFF, drafter_names, drafters_of
 from stoker.speculation.speculator import Speculator, Stream
@@ -12,6 +12,7 @@ __all__ = [
     "BOUND",
     "DRAFTERS",
     "OFF",
+    "Borrower",
     "Draft",
     "DraftTally",
     "Drafter",

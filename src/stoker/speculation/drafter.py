@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from stoker.cache.lending import BlockLender
 from stoker.sampling.rows import PackedParams
 from stoker.speculation.features import Features
 
@@ -28,6 +29,7 @@ class Opening(NamedTuple):
     prediction: tuple[int, ...] = ()  # what the request says the answer will be like
     packed: PackedParams | None = None  # how its tokens are sampled; none: not known
     features: Features | None = None  # the target's hidden states of its last tokens, if a drafter reads them
+    stop_ids: frozenset[int] = frozenset()  # tokens that end it
 
 
 class Drafter(Protocol):
@@ -57,6 +59,20 @@ class Observer(Protocol):
         ...
 
 
+@runtime_checkable
+class CatchesUp(Protocol):
+    """A drafter that computes something of each known token before it can propose, as a draft model does."""
+
+    @property
+    def behind(self) -> int:
+        """Known tokens to be computed first, besides the last."""
+        ...
+
+    def catch_up(self, most: int) -> int:
+        """Compute at most so many of them; how many were. 0: it cannot now."""
+        ...
+
+
 class Drafters(Protocol):
     """Makes a drafter for each sequence."""
 
@@ -73,4 +89,13 @@ class Drafters(Protocol):
 
     def open(self, opening: Opening) -> Drafter:
         """For a new sequence."""
+        ...
+
+
+@runtime_checkable
+class Borrower(Protocol):
+    """Drafters that keep keys and values in blocks of the engine's pool."""
+
+    def borrow(self, lender: BlockLender) -> None:
+        """From now on take blocks from this lender. Told once, before `open`."""
         ...

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.speculation.draft import Draft
-from stoker.speculation.drafter import Drafter, Drafters, Observer, Opening, Proposal
+from stoker.speculation.drafter import CatchesUp, Drafter, Drafters, Observer, Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
 
@@ -35,6 +35,11 @@ _MARGIN = 1.2
 _MOST_NEEDED = 0.7
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
+# What a drafter's model may take to read what its stream knew before it: a share of what the stream's answer
+# took so far. A short answer to a long prompt is over before that would pay.
+_CATCH_UP_SHARE = 0.1
+_CATCH_UP_TOKENS = 128  # at once, so that no stream waits long
+_NEW_COST = 0.1  # weight of the latest part in what reading a token takes
 
 
 class Cost(Protocol):
@@ -96,6 +101,7 @@ class _Rates:
         self._guesses = drafters.chances
         self.kinds = tuple(_Rate() for _ in drafters.chances)
         self.asks = _Asks()
+        self.catch_up_ms = 0.0  # a token
 
     def chance(self, kind: int) -> float:
         rate = self.kinds[kind]
@@ -110,12 +116,14 @@ class _Source:
     passes: int
     drafter: Drafter
     observer: Observer | None  # the drafter, if it is one
+    catches_up: CatchesUp | None  # the drafter, if it does
     of_all: _Rates
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
     asks: _Asks = field(default_factory=_Asks)  # of one with passes
     skipped: int = 0  # steps since it was last tried in which it was not asked
     declined: int = 0  # and in which its proposal was not worth its cost
+    caught_up_ms: float = 0.0  # what reading what was known took
 
     def chance(self, kind: int) -> float:
         """That a token of this kind is accepted, if those before it are."""
@@ -180,7 +188,7 @@ class _Worth:
     """Expected tokens per millisecond of a step, by drafted tokens."""
 
     def __init__(self, cost: Cost, streams: int, context_tokens: int, most: int) -> None:
-        self._streams = streams
+        self.streams = streams
         if cost.known:
             mean = context_tokens // streams
             self._costs_ms = [
@@ -189,13 +197,14 @@ class _Worth:
         else:  # 8 tokens cost about one and a half times what 1 costs
             self._costs_ms = [1.0 + 0.08 * n / streams for n in range(most + 1)]
         self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
-        self.plain = streams / self._costs_ms[0]
+        self.step_ms = self._costs_ms[0]  # without drafts
+        self.plain = streams / self.step_ms
         # Two passes of a draft head, each of which reads a twentieth of what a step does.
-        self.guessed_drafting_ms = 0.1 * self._costs_ms[0]
+        self.guessed_drafting_ms = 0.1 * self.step_ms
 
     def of(self, drafted: int, gain: float) -> float:
         """Of so many drafted tokens of which so many are expected to be accepted."""
-        return (self._streams + gain / _MARGIN) / self._costs_ms[drafted]
+        return (self.streams + gain / _MARGIN) / self._costs_ms[drafted]
 
     def best(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many of the tokens with these chances, likeliest first, to verify; and what that is worth."""
@@ -215,7 +224,7 @@ class _Worth:
         cost_ms = self._costs_ms[low] + (drafted - int(drafted)) * (
             self._costs_ms[high] - self._costs_ms[low]
         )
-        return (self._streams + gain / _MARGIN) / (cost_ms + drafting_ms)
+        return (self.streams + gain / _MARGIN) / (cost_ms + drafting_ms)
 
     def least_chance(self) -> float:
         """A drafted token with a smaller chance is worth its cost at no draft length."""
@@ -345,22 +354,51 @@ class Speculator:
             source.skipped += 1
             if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
                 return None
+        if source.catches_up is not None and not self._caught_up(stream, source, source.catches_up, worth):
+            return None
         source.skipped = 0
         if self._clock_ms is None:
             source.learn_cost(0.0)
             return self._proposal(stream, source, most)
         # One that was not asked for long has a prompt to catch up with, once: not what it usually takes.
         is_usual = source.shown > 0 and len(stream.ids) - source.shown <= MOST_DRAFTED + 1
-        started = self._clock_ms()
+        started_ms = self._clock_ms()
         candidate = self._proposal(stream, source, most)
-        spent_ms = self._clock_ms() - started
+        spent_ms = self._clock_ms() - started_ms
         self.drafting_ms += spent_ms
         source.learn_cost(spent_ms if is_usual else guessed_ms)
         return candidate
 
-    def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
+    def _caught_up(self, stream: Stream, source: _Source, drafter: CatchesUp, worth: _Worth) -> bool:
+        """Whether the drafter has read what is known, but for a step's tokens. If not it reads on, as far as
+        the stream's answer has earned it."""
+        self._show(stream, source)
+        behind = drafter.behind
+        if behind <= MOST_DRAFTED:
+            return True
+        rates, said = source.of_all, len(stream.ids) - stream.opening.prompt_tokens
+        earned_ms = _CATCH_UP_SHARE * said * worth.step_ms / worth.streams
+        if source.caught_up_ms + rates.catch_up_ms * behind > earned_ms:
+            return False
+        started_ms = self._now_ms()
+        done = drafter.catch_up(_CATCH_UP_TOKENS)
+        spent_ms = self._now_ms() - started_ms
+        self.drafting_ms += spent_ms
+        source.caught_up_ms += spent_ms
+        if done:
+            known_ms = rates.catch_up_ms
+            rates.catch_up_ms += (_NEW_COST if known_ms else 1.0) * (spent_ms / done - known_ms)
+        return behind - done <= MOST_DRAFTED
+
+    def _now_ms(self) -> float:
+        return 0.0 if self._clock_ms is None else self._clock_ms()
+
+    def _show(self, stream: Stream, source: _Source) -> None:
         source.drafter.extend(stream.ids[source.shown :].tolist())
         source.shown = len(stream.ids)
+
+    def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
+        self._show(stream, source)
         proposal = source.drafter.propose(most)
         if proposal is not None and stream.allowed is not None:
             proposal = _allowed(proposal, stream.allowed, most)
@@ -379,7 +417,9 @@ class Speculator:
             for one in self._drafters:
                 drafter = one.open(stream.opening)
                 observer = drafter if isinstance(drafter, Observer) else None
-                sources.append(_Source(one.name, one.passes, drafter, observer, self._all[one.name]))
+                catches_up = drafter if isinstance(drafter, CatchesUp) else None
+                source = _Source(one.name, one.passes, drafter, observer, catches_up, self._all[one.name])
+                sources.append(source)
         return sources
 
     def _is_hopeless(self, source: _Source, least_chance: float) -> bool:
