@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -63,6 +64,7 @@ class LLM:
         max_sequences: int = 64,
         speculation: str = AUTO,
         draft_head: str | Path | None = None,
+        draft_model: str | Path | None = None,
     ) -> None:
         """Load a model: a name that `stoker list` shows, a path, or an engine that is put together already.
 
@@ -71,7 +73,8 @@ class LLM:
         used; kv_type: "int8", or "f16", which is twice as large. batch_tokens, max_sequences: most tokens
         and sequences of one step. speculation: who guesses tokens that are then verified many at once:
         "auto", "off", or names of drafters; no token depends on it. draft_head: a file
-        that `stoker train-draft` made, if not the one that is found for the model.
+        that `stoker train-draft` made, if not the one that is found for the model. draft_model: a name or
+        path of a smaller model with the same vocabulary, which drafts too.
 
         Raises `ModelNotFoundError`, `ModelFormatError`, `RequestError`.
         """
@@ -88,6 +91,7 @@ class LLM:
                 scheduler,
                 speculation=speculation,
                 draft_head=head,
+                draft_model=None if draft_model is None else os.fspath(draft_model),
             )
             self._engine = load_text_engine(model, options, seeds=RandomSeeds(), clock_ms=_clock_ms)
         self._lock = threading.RLock()  # held while the engine is touched

@@ -48,6 +48,7 @@ def measure_speculation(
     runs: int,
     concurrencies: Sequence[int],
     temperature: float,
+    draft_model: str | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """What `stoker bench speculation` prints: `rows` of workload, concurrency, drafter, tokens_per_s, speedup
@@ -55,7 +56,7 @@ def measure_speculation(
 
     Raises `RequestError` for a model without a chat template, `EngineError` if drafts changed an answer.
     """
-    loaded = load_text_engine(model, LoadOptions(threads), seeds=_OneSeed())
+    loaded = load_text_engine(model, LoadOptions(threads, draft_model=draft_model), seeds=_OneSeed())
     if not loaded.tokenizer.chat_template:
         raise RequestError(f"{model.name} has no chat template; allowed: a model that chats")
     bound = {one.name: one for one in loaded.engine.offered if one.name in BOUND}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stoker.cli.options import JsonOption, ModelArgument, ThreadsOption
+from stoker.cli.options import DraftModelOption, JsonOption, ModelArgument, ThreadsOption
 from stoker.cli.output import print_json, print_table, step_progress
 
 ConcurrencyOption = Annotated[
@@ -27,6 +27,7 @@ def bench_speculation(
     threads: ThreadsOption = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Counted runs of each measurement.")] = 3,
     concurrency: ConcurrencyOption = None,
+    draft_model: DraftModelOption = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=1000.0)] = 0.0,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the speed-ups.", dir_okay=False)
@@ -43,7 +44,9 @@ def bench_speculation(
     from stoker.cli.pull import fetch_if_missing
     from stoker.weights.store import resolve
 
-    fetch_if_missing(model)
+    for name in (model, draft_model):
+        if name is not None:
+            fetch_if_missing(name)
     with step_progress(f"bench speculation {model}") as update:
         result = measure_speculation(
             resolve(model),
@@ -51,6 +54,7 @@ def bench_speculation(
             runs=runs,
             concurrencies=tuple(concurrency or CONCURRENCIES),
             temperature=temperature,
+            draft_model=draft_model,
             progress=update,
         )
     if as_json:

@@ -50,6 +50,7 @@ def open_talker(
     sampling: SamplingParams,
     threads: int | None,
     context_tokens: int | None,
+    draft_model: str | None,
     system: str | None,
     raw: bool,
 ) -> Talker:
@@ -60,7 +61,7 @@ def open_talker(
     from stoker.llm import LLM, Piece
 
     started = time.perf_counter()
-    llm = LLM(model, threads=threads, context_tokens=context_tokens)
+    llm = LLM(model, threads=threads, context_tokens=context_tokens, draft_model=draft_model)
     load_s = time.perf_counter() - started
     has_template = llm.text_engine.tokenizer.chat_template is not None
     is_chat = has_template and not raw
@@ -113,6 +114,7 @@ class Models:
     disk_cache_bytes: int
     speculation: str
     draft_head: str | None
+    draft_model: str | None
 
     def shelf(self) -> ModelShelf:
         """The models, none of them loaded. Raises `RequestError`, `ModelNotFoundError`."""
@@ -132,6 +134,8 @@ class Models:
             scheduler=SchedulerOptions(max_waiting=max(self.max_waiting, SchedulerOptions().max_waiting)),
             speculation=self.speculation,
             draft_head=self.draft_head,
+            draft_model=self.draft_model,
+            draft_may_fail=True,  # one of the models may have another vocabulary; serving goes on
         )
         return ModelShelf(
             self.names,

@@ -56,6 +56,17 @@ ThreadsOption = Annotated[
         help="CPU threads. [default: one for each physical core]",
     ),
 ]
+DraftModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model",
+        metavar="MODEL",
+        envvar="STOKER_DRAFT_MODEL",
+        help="A smaller model with the same vocabulary, which drafts: what it says is verified many tokens "
+        "at once. No token of an answer depends on it.",
+        show_default=False,
+    ),
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(

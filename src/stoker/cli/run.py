@@ -9,7 +9,7 @@ import typer
 
 from stoker.api.errors import RequestError
 from stoker.cli import INTERRUPTED_STATUS
-from stoker.cli.options import ContextOption, JsonOption, ModelArgument, ThreadsOption
+from stoker.cli.options import ContextOption, DraftModelOption, JsonOption, ModelArgument, ThreadsOption
 from stoker.cli.output import print_json, say
 from stoker.cli.talk import INTERRUPTED, Answer
 
@@ -81,6 +81,7 @@ def run(
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    draft_model: DraftModelOption = None,
     raw: RawOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -103,9 +104,17 @@ def run(
     sampling = compose.sampling_params(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
     )
-    fetch_if_missing(model)
+    for name in (model, draft_model):
+        if name is not None:
+            fetch_if_missing(name)
     talker = compose.open_talker(
-        model, sampling=sampling, threads=threads, context_tokens=context, system=system, raw=raw
+        model,
+        sampling=sampling,
+        threads=threads,
+        context_tokens=context,
+        draft_model=draft_model,
+        system=system,
+        raw=raw,
     )
     if verbose:
         say(talker.description())

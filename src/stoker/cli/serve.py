@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stoker.api.errors import RequestError
-from stoker.cli.options import ContextOption, ThreadsOption, parse_bytes, parse_seconds
+from stoker.cli.options import ContextOption, DraftModelOption, ThreadsOption, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from stoker.cli.compose import Access, Logs, Models, Storage
@@ -238,6 +238,7 @@ def serve(
     target_itl_ms: TargetOption = None,
     speculation: SpeculationOption = "auto",
     draft_head: DraftHeadOption = None,
+    draft_model: DraftModelOption = None,
     disk_cache_bytes: DiskCacheOption = "2GiB",  # type: ignore[assignment]
     no_disk_cache: NoDiskCacheOption = False,
     max_body_bytes: MaxBodyOption = "32MiB",  # type: ignore[assignment]
@@ -262,7 +263,7 @@ def serve(
     served = Models(
         tuple(models or [DEFAULT_MODEL]), threads, context, kv_bytes, kv_type, max_waiting, max_memory,
         keep_alive, target_itl_ms, 0 if no_disk_cache else disk_cache_bytes,
-        speculation, None if draft_head is None else str(draft_head),
+        speculation, None if draft_head is None else str(draft_head), draft_model,
     )  # fmt: skip
     access = Access(
         host,
@@ -283,7 +284,7 @@ def _serve(models: Models, access: Access, storage: Storage, logs: Logs) -> None
 
     storage.check()
     with access.listen() as listener:  # first: a port in use should not cost a download
-        for name in models.names:
+        for name in (*models.names, *([] if models.draft_model is None else [models.draft_model])):
             fetch_if_missing(name)
         serve_models(models, access, storage, logs, listener)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from stoker.api.chat import Chat
-from stoker.api.errors import CapacityError, ModelFormatError, RequestError
+from stoker.api.errors import CapacityError, ModelFormatError, RequestError, StokerError
 from stoker.api.protocols import SeedSource
 from stoker.api.request import SamplingParams, check_int
 from stoker.cache.disk import OpenedTier, open_disk_tier
@@ -22,12 +23,14 @@ from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import EncodeChat, GuidesOf, TextEngine
 from stoker.grammar.guide import Guides
 from stoker.kernels.cores import physical_cores
-from stoker.kernels.native import KvType
+from stoker.kernels.native import KvType, NativeInterpreter
 from stoker.kernels.numerics import NUMERICS
 from stoker.models.load import load_native
 from stoker.models.pooling import pooling_from_gguf
 from stoker.sampling.native import native_sampler
-from stoker.speculation import AUTO, drafter_names, drafters_of
+from stoker.speculation import AUTO, DRAFT_MODEL, drafter_names, drafters_of
+from stoker.speculation.draft_file import DraftFile
+from stoker.speculation.draft_model import DraftModel, DraftModelDrafters
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.digest import weights_digest
 from stoker.weights.gguf import GGUFFile
@@ -57,6 +60,8 @@ class LoadOptions:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     disk_cache_bytes: int = 0  # most bytes of prefixes kept on disk over restarts; 0: none
     speculation: str = AUTO  # drafters: "auto", "off", or names; no token depends on it
+    draft_model: str | None = None  # name or path of a smaller model of the same vocabulary, which drafts
+    draft_may_fail: bool = False  # where that does not fit or load: say why in a note, and go on without
     draft_head: str | None = None  # a draft head's file; none: the one that comes with the model, if any
     target_itl_ms: float | None = None  # between two tokens of a stream; none: twice what streams alone take
 
@@ -68,7 +73,17 @@ class LoadOptions:
         check_int("kv_bytes", self.kv_bytes, 1, MAX_KV_BYTES)
         check_int("disk_cache_bytes", self.disk_cache_bytes, 0, MAX_KV_BYTES, note="0 keeps none")
         BudgetOptions(self.target_itl_ms)
-        drafter_names(self.speculation)
+        drafts = DRAFT_MODEL in drafter_names(self.speculation)
+        if self.draft_model is None and drafts and self.speculation != AUTO:
+            raise RequestError(
+                f"speculation is {self.speculation!r:.80}, but no draft model is given",
+                hint="--draft-model, or draft_model, names its file",
+            )
+        if self.draft_model is not None and not drafts:
+            raise RequestError(
+                f"draft_model is {self.draft_model!r:.80}, but speculation is {self.speculation!r:.80}; "
+                f"allowed: {AUTO}, or names with {DRAFT_MODEL} among them"
+            )
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")
 
@@ -94,7 +109,7 @@ def load_text_engine(
     try:
         return _load(path, name, options, seeds, clock_ms)
     except ModelFormatError as error:
-        if error.message.startswith(str(path)):
+        if error.message.startswith((str(path), "draft model")):
             raise
         raise ModelFormatError(f"{path}: {error.message}", hint=error.hint) from error
     except MemoryError as error:
@@ -106,7 +121,12 @@ def load_text_engine(
 def _load(
     path: Path, name: str, options: LoadOptions, seeds: SeedSource, clock_ms: ClockMs | None
 ) -> TextEngine:
-    with GGUFFile.open(path) as file:
+    notes: list[str] = []
+    with ExitStack() as files:
+        file = files.enter_context(GGUFFile.open(path))
+        draft = None
+        with _refusal_noted(options, notes):
+            draft = _draft_file(options, file, files)
         paths = file.paths
         header_digest = file.header_digest()  # before the header's pages are let go
         interpreter = load_native(
@@ -115,11 +135,17 @@ def _load(
             kv_bytes=options.kv_bytes,
             kv_type=options.kv_type,
             batch_tokens=options.scheduler.batch_tokens,
+            beside=None if draft is None else draft.program,
         )
         tokenizer = load_tokenizer(file.metadata, header_digest)
         pooling = pooling_from_gguf(file.metadata)
         sampler = native_sampler(interpreter.pool)
         heads = load_heads(file, interpreter, sampler, options.speculation, options.draft_head)
+        bound = dict(heads.drafters)
+        notes += heads.notes
+        if draft is not None:
+            with _refusal_noted(options, notes):
+                bound[DRAFT_MODEL] = DraftModelDrafters(_loaded(draft, interpreter))
     context_tokens = options.context_tokens or interpreter.context_tokens
     if context_tokens > interpreter.context_tokens:
         raise RequestError(
@@ -127,6 +153,8 @@ def _load(
             "which the model was made for"
         )
     opened, identity = _disk_tier(paths, interpreter.block_bytes, options)
+    if opened.reason is not None:
+        notes.append(f"prefixes are not kept on disk: {opened.reason}")
     engine = Engine(
         interpreter,
         sampler,
@@ -140,7 +168,7 @@ def _load(
             identity=identity or header_digest.encode(),
         ),
         tier=opened.tier,
-        drafters=drafters_of(options.speculation, heads.drafters),
+        drafters=drafters_of(options.speculation, bound),
         clock_ms=clock_ms,
     )
     return TextEngine(
@@ -151,9 +179,29 @@ def _load(
         encode_chat=_chat_encoder(tokenizer),
         guides_of=_guides_of(tokenizer, interpreter.vocabulary),
         pooling=pooling,
-        notes=heads.notes
-        + (() if opened.reason is None else (f"prefixes are not kept on disk: {opened.reason}",)),
+        notes=tuple(notes),
     )
+
+
+@contextmanager
+def _refusal_noted(options: LoadOptions, notes: list[str]) -> Iterator[None]:
+    """Where a draft model may fail: say why, and go on without it."""
+    try:
+        yield
+    except StokerError as error:
+        if not options.draft_may_fail:
+            raise
+        notes.append(f"no drafts by a draft model: {error}")
+
+
+def _draft_file(options: LoadOptions, target: GGUFFile, files: ExitStack) -> DraftFile | None:
+    if options.draft_model is None:
+        return None
+    return files.enter_context(DraftFile(options.draft_model, target))
+
+
+def _loaded(draft: DraftFile, target: NativeInterpreter) -> DraftModel:
+    return draft.load(target.pool, num_blocks=target.num_blocks, kv_type=target.kv_type)
 
 
 def _disk_tier(paths: tuple[Path, ...], block_bytes: int, options: LoadOptions) -> tuple[OpenedTier, bytes]:

@@ -183,9 +183,14 @@ class NativeInterpreter:
             raise EngineError(str(error)) from error
 
 
-def blocks_in(kv_bytes: int, program: Program, kv_type: KvType) -> int:
-    """KV blocks that fit into `kv_bytes`."""
-    per_block = _native.KvCache(
-        kv_type == "int8", [(layer.kv_heads, layer.head_size) for layer in program.kv_layers], 0
-    ).block_bytes
-    return int(kv_bytes // per_block)
+def blocks_in(kv_bytes: int, program: Program, kv_type: KvType, *, beside: Program | None = None) -> int:
+    """KV blocks that fit into `kv_bytes`. With another Program `beside` it a block has room for the keys and
+    values of either: memory that one of them has touched stays its own."""
+    block_bytes = sum(
+        _native.KvCache(
+            kv_type == "int8", [(layer.kv_heads, layer.head_size) for layer in one.kv_layers], 0
+        ).block_bytes
+        for one in (program, beside)
+        if one is not None
+    )
+    return int(kv_bytes // block_bytes)

@@ -22,18 +22,39 @@ def load_native(
     kv_bytes: int,
     batch_tokens: int,
     kv_type: KvType = "int8",
+    beside: Program | None = None,
 ) -> NativeInterpreter:
     """Build the Program of `file`, pack its weights, reserve KV memory.
 
-    kv_bytes caps the KV cache (touched as it fills); batch_tokens the tokens of one step. The file may be
+    kv_bytes caps the KV cache (touched as it fills); batch_tokens the tokens of one step. `beside`: a model
+    whose keys and values will lie in blocks of the same numbers, under the same cap. The file may be
     closed afterwards. Raises ModelFormatError for what is wrong with the file, naming the tensor, and
     CapacityError where the system refuses threads or memory.
     """
     program = program_from_gguf(file.metadata, file.tensors)
-    pool = _thread_pool(threads)
+    num_blocks = blocks_in(kv_bytes, program, kv_type, beside=beside)
+    return load_on(
+        _thread_pool(threads),
+        file,
+        program,
+        num_blocks=num_blocks,
+        batch_tokens=batch_tokens,
+        kv_type=kv_type,
+    )
+
+
+def load_on(
+    pool: _native.ThreadPool,
+    file: GGUFFile,
+    program: Program,
+    *,
+    num_blocks: int,
+    batch_tokens: int,
+    kv_type: KvType,
+) -> NativeInterpreter:
+    """`load_native` on threads that are there, with a given number of KV blocks. Raises the same."""
     try:
         matrices, vectors = load_weights(file, program, pool)
-        num_blocks = blocks_in(kv_bytes, program, kv_type)
         return NativeInterpreter(
             program,
             matrices,

@@ -2,7 +2,7 @@
 
 One event loop; each model has a process of its own. What a model takes is counted as the resident memory of
 its worker after loading plus the cap of its KV cache, which it may fill at any time without asking. Before it
-was ever loaded, the file's size x 1.7 stands for the resident part.
+was ever loaded, the file's size x 1.7 stands for the resident part, and a draft model's beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ class KvSized(Protocol):
 
     @property
     def kv_bytes(self) -> int:
-        """Cap of the KV cache."""
+        """Cap of the KV cache, a draft model's included."""
+        ...
+
+    @property
+    def draft_model(self) -> str | None:
+        """Name or path of the model that drafts for each of them, if one does."""
         ...
 
 
@@ -89,13 +94,14 @@ def check_keep_alive(seconds: float) -> None:
 class _Place:
     """One model of the shelf. Its fields are written by the shelf only."""
 
-    def __init__(self, name: str, path: Path, kv_bytes: int) -> None:
+    def __init__(self, name: str, path: Path, kv_bytes: int, draft_bytes: int = 0) -> None:
+        """`draft_bytes`: size of a draft model's file."""
         self.name = name
         self.path = path
         status = path.stat()
         self.created_s = int(status.st_mtime)
         # Of a split file the parts weigh about the same; here only the first is known.
-        self.expected_bytes = int(status.st_size * _RESIDENT_PER_FILE_BYTE) + kv_bytes
+        self.expected_bytes = int((status.st_size + draft_bytes) * _RESIDENT_PER_FILE_BYTE) + kv_bytes
         self.model: HeldModel | None = None
         self.loading: asyncio.Task[HeldModel] | None = None
         self.starting = False  # there was room for it, and its worker is on the way
@@ -147,13 +153,15 @@ class ModelShelf:
         self._seeds = seeds
         self._start = start or self._start_worker
         self._places: dict[str, _Place] = {}
+        draft = load_options.draft_model
+        draft_bytes = 0 if draft is None else resolve(draft).stat().st_size
         for model in models:
             path = resolve(model)
             text = os.fspath(model)
             name = path.stem if os.sep in text or Path(text).is_file() else text
             if name in self._places:
                 raise RequestError(f"two models are named {name!r}; allowed: names that differ")
-            self._places[name] = _Place(name, path, load_options.kv_bytes)
+            self._places[name] = _Place(name, path, load_options.kv_bytes, draft_bytes)
         if not self._places:
             raise RequestError("no model is given; allowed: one or more")
         self._aliases = dict(aliases or {})

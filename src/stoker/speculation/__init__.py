@@ -1,6 +1,7 @@
 """Drafts: what a sequence will probably say next, to be verified by the model many tokens at once."""
 
 from stoker.speculation.draft import Draft
+from stoker.speculation.draft_model import NAME as DRAFT_MODEL
 from stoker.speculation.drafter import Borrower, Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, BOUND, DRAFTERS, OFF, drafter_names, drafters_of
@@ -11,6 +12,7 @@ __all__ = [
     "AUTO",
     "BOUND",
     "DRAFTERS",
+    "DRAFT_MODEL",
     "OFF",
     "Borrower",
     "Draft",

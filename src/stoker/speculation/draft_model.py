@@ -160,7 +160,7 @@ class DraftModelDrafter:
 
 
 class DraftModelDrafters:
-    """A draft model for each sequence of one engine, which lends it blocks."""
+    """A draft model for the sequences of an engine, which lends it blocks."""
 
     name = NAME
     chances = tuple(chance for chance in _CHANCES for _ in range(_DEPTHS))

@@ -97,5 +97,5 @@ class Borrower(Protocol):
     """Drafters that keep keys and values in blocks of the engine's pool."""
 
     def borrow(self, lender: BlockLender) -> None:
-        """From now on take blocks from this lender. Told once, before `open`."""
+        """From now on take blocks from this lender, an engine's. Told before `open`."""
         ...

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from stoker.api.errors import RequestError
+from stoker.speculation.draft_model import NAME as DRAFT_MODEL
 from stoker.speculation.drafter import Drafters
 from stoker.speculation.lookahead import LookaheadDrafters
 from stoker.speculation.ngram import NgramDrafters
@@ -21,7 +22,8 @@ DRAFTERS: Final[Mapping[str, Callable[[], Drafters]]] = MappingProxyType(
         "lookahead": LookaheadDrafters,
     }
 )
-BOUND: Final = ("eagle", "medusa")  # made for one model, from files of their own, when it is loaded
+# Made for one model, from files of their own, when it is loaded.
+BOUND: Final = ("eagle", "medusa", DRAFT_MODEL)
 AUTO: Final = "auto"  # each step asks the one that promises most
 OFF: Final = "off"
 # Guesses of the window of lookahead are verified as they come, which pays only where rows are free.
