@@ -132,7 +132,7 @@ def test_a_drafter_gives_its_blocks_back_before_a_sequence_is_preempted() -> Non
     assert max(lent) > 8
     assert lent[-1] == 0
     assert engine.stats().preemptions == 0
-    assert engine.stats().accepted_tokens > 100
+    assert engine.stats().accepted_tokens > 50
 
 
 def test_who_waits_is_admitted_before_a_draft_is_kept() -> None:

@@ -146,12 +146,6 @@ def _load(
         if draft is not None:
             with _refusal_noted(options, notes):
                 bound[DRAFT_MODEL] = DraftModelDrafters(_loaded(draft, interpreter))
-    context_tokens = options.context_tokens or interpreter.context_tokens
-    if context_tokens > interpreter.context_tokens:
-        raise RequestError(
-            f"context_tokens is {context_tokens}; allowed: at most {interpreter.context_tokens}, "
-            "which the model was made for"
-        )
     opened, identity = _disk_tier(paths, interpreter.block_bytes, options)
     if opened.reason is not None:
         notes.append(f"prefixes are not kept on disk: {opened.reason}")
@@ -159,7 +153,7 @@ def _load(
         interpreter,
         sampler,
         EngineOptions(
-            context_tokens,
+            _context_tokens(options, interpreter),
             frozenset(tokenizer.stop_ids),
             options.scheduler,
             BudgetOptions(options.target_itl_ms),
@@ -181,6 +175,15 @@ def _load(
         pooling=pooling,
         notes=tuple(notes),
     )
+
+
+def _context_tokens(options: LoadOptions, interpreter: NativeInterpreter) -> int:
+    most = interpreter.context_tokens
+    if options.context_tokens is not None and options.context_tokens > most:
+        raise RequestError(
+            f"context_tokens is {options.context_tokens}; allowed: at most {most}, which the model was made for"
+        )
+    return options.context_tokens or most
 
 
 @contextmanager

@@ -28,6 +28,8 @@ PASSES = 5  # tokens of a draft at most: of more the last is rarely reached, and
 # A token's probability to the draft says most about whether the target says it too; from these down, and how
 # deep in the draft it stands, each is a kind.
 _CONFIDENT = (0.9, 0.7, 0.5, 0.3, 0.15, 0.0)
+# A token that is less likely to be reached, by the draft's own probabilities, is worth no pass.
+_LEAST_REACHED = 0.15
 _DEPTHS = 3  # the first, the second, and all others
 _CHANCES = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)  # by confidence, until experience says so
 
@@ -96,7 +98,8 @@ class DraftModelDrafter:
         chunk = self._known[start:]
         tokens: list[int] = []
         kinds: list[int] = []
-        while len(tokens) < most:
+        reached = 1.0
+        while len(tokens) < most and reached >= _LEAST_REACHED:
             logits = self._run(start, chunk, wanted=True)
             token, probability = self._sample(logits, tokens)
             # Of an end nothing is saved: where it is right, the token before it brings it along.
@@ -105,6 +108,7 @@ class DraftModelDrafter:
             confidence = sum(probability < least for least in _CONFIDENT)
             kinds.append(_DEPTHS * confidence + min(len(tokens), _DEPTHS - 1))
             tokens.append(token)
+            reached *= probability
             start, chunk = start + len(chunk), [token]
         return Proposal(tokens, kinds) if tokens else None
 

@@ -339,6 +339,8 @@ class Speculator:
             candidate_worth = worth.best(candidate.chances)[1]
             if found is None or candidate_worth > found_worth:
                 found, found_worth = candidate, candidate_worth
+        if len(costly) > 1:
+            costly.sort(key=lambda source: -source.promise(worth, self._guessed_ms(worth)))
         for source in costly:
             candidate = self._costly(stream, source, most, worth, found_worth)
             if candidate is not None:
@@ -349,7 +351,7 @@ class Speculator:
         self, stream: Stream, source: _Source, most: int, worth: _Worth, other_worth: float
     ) -> _Candidate | None:
         """The draft of a drafter that runs a model, asked for only if it promises more than the others'."""
-        guessed_ms = 0.0 if self._clock_ms is None else worth.guessed_drafting_ms
+        guessed_ms = self._guessed_ms(worth)
         if source.promise(worth, guessed_ms) <= other_worth:
             source.skipped += 1
             if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
@@ -368,6 +370,10 @@ class Speculator:
         self.drafting_ms += spent_ms
         source.learn_cost(spent_ms if is_usual else guessed_ms)
         return candidate
+
+    def _guessed_ms(self, worth: _Worth) -> float:
+        """What a drafter that runs a model takes, until it is known."""
+        return 0.0 if self._clock_ms is None else worth.guessed_drafting_ms
 
     def _caught_up(self, stream: Stream, source: _Source, drafter: CatchesUp, worth: _Worth) -> bool:
         """Whether the drafter has read what is known, but for a step's tokens. If not it reads on, as far as
