@@ -181,7 +181,8 @@ def _context_tokens(options: LoadOptions, interpreter: NativeInterpreter) -> int
     most = interpreter.context_tokens
     if options.context_tokens is not None and options.context_tokens > most:
         raise RequestError(
-            f"context_tokens is {options.context_tokens}; allowed: at most {most}, which the model was made for"
+            f"context_tokens is {options.context_tokens}; allowed: at most {most}, which the model was "
+            "made for"
         )
     return options.context_tokens or most
 
