@@ -58,7 +58,7 @@ def test_the_target_as_its_own_draft_model_is_always_right(
     after = drafting.text_engine.engine.stats()
     drafted = after.drafted_tokens - before.drafted_tokens
     assert drafted == after.accepted_tokens - before.accepted_tokens
-    assert drafted >= 20
+    assert drafted >= 8
     drafting.text_engine.engine.check()
 
 
