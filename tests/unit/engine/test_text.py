@@ -213,6 +213,16 @@ def test_what_cannot_be_answered_is_refused_and_queues_nothing(
     assert engine.step() == []
 
 
+def test_a_prediction_longer_than_the_context_is_refused_and_queues_nothing() -> None:
+    engine = text_engine(context_tokens=100)
+    for chars, says in ((101, "has 101 tokens; allowed: at most 100"), (100_000, "has at least ")):
+        with pytest.raises(PromptTooLongError, match=f"the prediction {says}"):
+            engine.open(Request("r", "x", SamplingParams(max_tokens=3), prediction="y" * chars), [120])
+        assert not engine.busy
+    engine.open(Request("r", "x", SamplingParams(max_tokens=3), prediction="y" * 100), [120])
+    assert done_of(run(engine)).finish_reason == "length"
+
+
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(RequestError, match="token id 265; allowed: 0 to 264"):
         text_engine().open(Request("r", (1, 265)), [1, 265])

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def test_prompts(tmp_path: Path) -> None:
                 await read(endpoint, ask("a", "x" * 100_000))
             with pytest.raises(PromptTooLongError, match="1001 tokens"):
                 await read(endpoint, ask("a", "x" * 1001))
+            for chars, found in (
+                (1001, "the prediction has 1001 tokens"),
+                (100_000, "the prediction has at l"),
+            ):
+                with pytest.raises(PromptTooLongError, match=found):
+                    await read(endpoint, replace(ask("a"), prediction="x" * chars))
             with pytest.raises(RequestError, match="passed on"):
                 await read(endpoint, ask("a", stop=("\ud800",)))
             with pytest.raises(RequestError, match="stop_token_ids"):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from tests.fake_host import THINKING_TEMPLATE, TOOL_TEMPLATE, FakeHost, FakeModel
+from tests.fakes import ByteTokenizer
 from tests.served import Served, events_of, serve
 
 from stoker.api.constraint import Constraint, Tag, Tags
 from stoker.api.errors import RequestError
+from stoker.api.events import Event
 from stoker.api.request import Request
+from stoker.process.prompts import PromptEncoder
 from stoker.server import schemas
 from stoker.server.fields import REFUSED_FIELDS
 
@@ -194,6 +197,31 @@ def test_what_is_refused_is_named(served: Served, fields: dict[str, Any], param:
     error = response.json()["error"]
     assert error["param"] == param
     assert param.split("[")[0].split(".")[0] in error["message"]
+
+
+class Predicting(FakeModel):
+    """Encodes predictions as a worker's parent does."""
+
+    async def generate(self, request: Request) -> AsyncIterator[Event]:
+        tokenizer: Any = ByteTokenizer()
+        encoder = PromptEncoder(tokenizer, name=self.name, context_tokens=100)
+        await encoder.encode_prediction(request.prediction)
+        async for event in super().generate(request):
+            yield event
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("chars", "says"), [(101, "has 101 tokens"), (100_000, "has at least ")])
+def test_a_prediction_longer_than_the_context(stream: bool, chars: int, says: str) -> None:
+    with serve(FakeHost(Predicting())) as running:
+        answer = _chat(running, prediction={"type": "content", "content": "x" * chars}, stream=stream)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert error["message"].startswith("the prediction " + says)
+        assert "allowed: at most 100" in error["message"]
+        good = _chat(running, prediction={"type": "content", "content": "x" * 100})
+        assert good.status_code == 200
 
 
 def test_fields_that_are_obeyed(served: Served) -> None:
