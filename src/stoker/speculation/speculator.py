@@ -30,8 +30,8 @@ _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it 
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
 # that others wait for.
 _MARGIN = 1.2
-# Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams and
-# more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
+# Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams
+# and more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
 _MOST_NEEDED = 0.7
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
