@@ -32,7 +32,7 @@ _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it 
 _MARGIN = 1.2
 # Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams
 # and more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
-_MOST_NEEDED = 0.7
+_MOST_NEEDED = 0.55
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
 # What a drafter's model may take to read what its stream knew before it: a share of what the stream's answer
