@@ -129,5 +129,5 @@ def _row_after(packed: PackedParams, prompt_tokens: int, known: list[int], draft
 
 
 def _bucket(confidence: float) -> int:
-    """Which of `CONFIDENCES` it is."""
-    return sum(confidence >= least for least in CONFIDENCES) - 1
+    """Which of `CONFIDENCES` it is; the first for what is no number."""
+    return max(sum(confidence >= least for least in CONFIDENCES) - 1, 0)
