@@ -15,7 +15,7 @@ from .test_app import ROOT
 
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
-CTRL_C, CTRL_D = b"\x03", b"\x04"
+CTRL_A, CTRL_C, CTRL_D = b"\x01", b"\x03", b"\x04"  # A: to the beginning of the line
 REST_S = 0.55  # a little more than the chat ignores Ctrl-C for after it has stopped
 
 
@@ -56,8 +56,9 @@ class Terminal:
     def interrupt(self, *texts: str) -> str:
         """Ctrl-C, and the first of `texts` that shows then.
 
-        Python loses a signal that comes just before readline begins to wait (the next key delivers it), so
-        a person, and this, presses again if nothing happens.
+        Python loses a signal that comes just before readline begins to wait. And where the terminal throws
+        away a line that readline has seen but not read yet, readline reads on through every signal, until a
+        key comes. So a person, and this, presses a key that changes nothing and then again.
         """
         start = len(self.shown)
         for _ in range(5):
@@ -67,6 +68,8 @@ class Terminal:
             except AssertionError:
                 if self.process.poll() is not None:
                     raise
+            self.press(CTRL_A)
+            time.sleep(0.1)
         return self.wait_for(*texts, start=start, timeout_s=1)
 
     def leave(self) -> int:
