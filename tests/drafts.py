@@ -103,7 +103,7 @@ class TreeSpeculator:
         self.accepted_tokens = 0
         self.drafting_ms = 0.0
 
-    def may_pay(self, streams: int, context_tokens: int) -> bool:
+    def may_pay(self, streams: int) -> bool:
         return True
 
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, Draft]:
@@ -152,7 +152,5 @@ def random_tree(right: Sequence[int], vocabulary: int, draw: random.Random, coun
 class FreeCost:
     """Drafts cost nothing, so that as many as there is room for are verified."""
 
-    known = True
-
-    def predict_ms(self, tokens: int, context_tokens: int) -> float:
+    def predict_ms(self, tokens: int) -> float:
         return 1.0 + 1e-9 * tokens

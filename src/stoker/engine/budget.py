@@ -12,6 +12,7 @@ import numpy as np
 
 from stoker.api.errors import RequestError
 from stoker.api.request import check_int
+from stoker.engine.decode_cost import tiled
 from stoker.engine.plan import StepPlan
 
 # A step with prefill beside running streams may take so many times the streams' own step longer: twofold in
@@ -64,7 +65,7 @@ class StepCost:
 
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Take in how long a step took."""
-        tokens = _tiled(plan.tokens)
+        tokens = tiled(plan.tokens)
         context = (
             sum(chunk.end * (chunk.tokens + chunk.branch_tokens) for chunk in plan.chunks) / _CONTEXT_UNIT
         )
@@ -92,7 +93,7 @@ class StepCost:
     def predict_ms(self, tokens: int, context_tokens: int) -> float:
         """A step of so many tokens that together read so many tokens of context."""
         context = context_tokens / _CONTEXT_UNIT
-        return self._base_ms + self._token_ms * _tiled(tokens) + self._context_ms * context
+        return self._base_ms + self._token_ms * tiled(tokens) + self._context_ms * context
 
 
 class TokenBudget:
@@ -118,9 +119,3 @@ class TokenBudget:
         room = int((limit_ms - alone_ms) / more_ms) if more_ms > 0 else self.most_tokens
         least = -(-(streams + _LEAST_PREFILL_TOKENS) // _EVEN_TOKENS) * _EVEN_TOKENS
         return min(max((streams + room) // _EVEN_TOKENS * _EVEN_TOKENS, least), self.most_tokens)
-
-
-def _tiled(tokens: int) -> int:
-    """Tokens that the kernels compute: of an incomplete tile of 16 they have these widths."""
-    rest = tokens % 16
-    return tokens - rest + (0, 1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 16)[rest]

@@ -19,6 +19,7 @@ from stoker.cache.disk import DiskTier
 from stoker.cache.lending import BlockLender
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
+from stoker.engine.decode_cost import DecodeCost
 from stoker.engine.guided import allowed_draft, allowed_tree
 from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Lent, Stepped
 from stoker.engine.plan import StepPlan
@@ -87,8 +88,9 @@ class Engine:
         for one in self.offered:
             if isinstance(one, Borrower):
                 one.borrow(self.lender)
+        self._decode_cost = DecodeCost()
         self._speculator = (
-            Speculator(self.offered, self.budget.cost, clock_ms=clock_ms) if self.offered else None
+            Speculator(self.offered, self._decode_cost, clock_ms=clock_ms) if self.offered else None
         )
         self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)
         self._drafting_ms = 0.0  # of the last step
@@ -235,7 +237,7 @@ class Engine:
         decoding = self.scheduler.decoding()
         if not decoding:
             return {}
-        pays = speculator.may_pay(len(decoding), sum(s.known for s in decoding))
+        pays = speculator.may_pay(len(decoding))
         self._runner.keeps_features = pays  # while none is drafted, nobody reads them
         if not pays:
             return {}
@@ -330,12 +332,13 @@ class Engine:
         plan = self._last_plan
         if plan is None:
             return
-        cost = self.budget.cost
-        if cost.known and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks)):
+        if self._decode_cost.known and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks)):
             # Plain steps would have taken this long for the same tokens: more, or, for wrong guesses, less.
-            plain_ms = cost.predict_ms(len(plan.chunks), sum(chunk.start + 1 for chunk in plan.chunks))
+            plain_ms = self._decode_cost.predict_ms(len(plan.chunks))
             self._tally.save(plain_ms * (1 + self._last_accepted / len(plan.chunks)) - elapsed_ms)
-        cost.observe(plan, max(elapsed_ms - self._drafting_ms, 0.01))
+        step_ms = max(elapsed_ms - self._drafting_ms, 0.01)
+        self.budget.cost.observe(plan, step_ms)
+        self._decode_cost.observe(plan, step_ms)
         self._last_plan = None
 
     def stats(self) -> EngineStats:

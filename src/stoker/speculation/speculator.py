@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,15 +44,10 @@ _NEW_COST = 0.1  # weight of the latest part in what reading a token takes
 
 
 class Cost(Protocol):
-    """What a step takes; `stoker.engine.budget.StepCost` is one."""
+    """What a step takes; `stoker.engine.decode_cost.DecodeCost` is one."""
 
-    @property
-    def known(self) -> bool:
-        """Whether enough steps were seen."""
-        ...
-
-    def predict_ms(self, tokens: int, context_tokens: int) -> float:
-        """A step of so many tokens that together read so many tokens of context."""
+    def predict_ms(self, tokens: int) -> float:
+        """A step of so many tokens."""
         ...
 
 
@@ -187,15 +183,10 @@ class _Asked:
 class _Worth:
     """Expected tokens per millisecond of a step, by drafted tokens."""
 
-    def __init__(self, cost: Cost, streams: int, context_tokens: int, most: int) -> None:
+    def __init__(self, cost: Cost, streams: int, most: int) -> None:
         self.streams = streams
-        if cost.known:
-            mean = context_tokens // streams
-            self._costs_ms = [
-                cost.predict_ms(streams + n, context_tokens + n * mean) for n in range(most + 1)
-            ]
-        else:  # 8 tokens cost about one and a half times what 1 costs
-            self._costs_ms = [1.0 + 0.08 * n / streams for n in range(most + 1)]
+        # More tokens do not take less: where they seem to, that is noise.
+        self._costs_ms = list(accumulate((cost.predict_ms(streams + n) for n in range(most + 1)), max))
         self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
         self.step_ms = self._costs_ms[0]  # without drafts
         self.plain = streams / self.step_ms
@@ -251,19 +242,18 @@ class Speculator:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
-    def may_pay(self, streams: int, context_tokens: int) -> bool:
+    def may_pay(self, streams: int) -> bool:
         """Whether any draft could be worth its cost beside so many streams. Quick: mostly none is."""
-        return _Worth(self._cost, streams, context_tokens, MOST_DRAFTED).least_chance() < _MOST_NEEDED
+        return _Worth(self._cost, streams, MOST_DRAFTED).least_chance() < _MOST_NEEDED
 
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         """What to verify beside each stream's next token, at most so many tokens in all; by number."""
         self._asked.clear()
         self.drafting_ms = 0.0
-        context_tokens = sum(len(stream.ids) for stream in streams)
         most = min(most_tokens, MOST_DRAFTED * len(streams))
         if most <= 0:
             return {}
-        worth = _Worth(self._cost, len(streams), context_tokens, most)
+        worth = _Worth(self._cost, len(streams), most)
         candidates = [found for stream in streams if (found := self._candidate(stream, worth)) is not None]
         chosen: dict[int, tuple[int, ...] | Draft] = {}
         for candidate, places in zip(candidates, _chosen(candidates, worth), strict=True):

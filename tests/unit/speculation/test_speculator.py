@@ -14,12 +14,10 @@ from stoker.speculation.speculator import MOST_DRAFTED
 class Cost:
     """base_ms + token_ms for each token."""
 
-    known = True
-
     def __init__(self, base_ms: float, token_ms: float) -> None:
         self.base_ms, self.token_ms = base_ms, token_ms
 
-    def predict_ms(self, tokens: int, context_tokens: int) -> float:
+    def predict_ms(self, tokens: int) -> float:
         return self.base_ms + self.token_ms * tokens
 
 
