@@ -116,9 +116,7 @@ class TreeSpeculator:
         rests = [answer[known:] for answer in self.answers if answer[:known] == ids]
         draw = random.Random(f"{self.seed} {stream.number} {known}")
         tree = random_tree(rests[0] if rests else [], self.vocabulary, draw, draw.randint(1, self.most))
-        if tree.is_chain and stream.allowed is not None:
-            return Draft(stream.allowed(tree.tokens, self.most))
-        return tree
+        return tree if stream.allowed is None else stream.allowed(tree, self.most).draft
 
     def judge(self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] = ()) -> None:
         self.drafted_tokens += drafted

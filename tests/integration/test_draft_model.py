@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("stoker._native", reason="the native core is not built")
 
+from tests.drafts import FreeCost
 from tests.fakes import CountingSeeds
 
 from stoker import LLM
@@ -17,6 +18,7 @@ from stoker.api import Constraint, Message, SamplingParams
 from stoker.api.errors import ModelFormatError, ModelNotFoundError, RequestError
 from stoker.bench.speculation_prompts import prompts_of
 from stoker.engine.load import LoadOptions, load_text_engine
+from stoker.speculation.draft_file import _check_rows
 
 pytestmark = pytest.mark.model
 
@@ -27,7 +29,12 @@ CHOICES = Constraint("regex", "the (boiler|engine) room, and so is the (cook|cap
 @pytest.fixture(scope="module")
 def drafting(smollm2_path: Path) -> LLM:
     options = LoadOptions(1, kv_bytes=KV_BYTES, speculation="model", draft_model=str(smollm2_path))
-    return LLM(load_text_engine(smollm2_path, options, seeds=CountingSeeds()))
+    text = load_text_engine(smollm2_path, options, seeds=CountingSeeds())
+    speculator = text.engine._speculator
+    assert speculator is not None
+    # It costs what its target does, so it would soon be asked no more.
+    speculator._cost, speculator._clock_ms = FreeCost(), None
+    return LLM(text)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,12 @@ def test_one_cap_holds_the_blocks_of_both(drafting: LLM, plain: LLM) -> None:
     assert 2 * both.pool.num_blocks * both.block_bytes <= KV_BYTES
 
 
+def test_rows_that_are_no_token_are_refused() -> None:
+    _check_rows(100, 100)
+    with pytest.raises(ModelFormatError, match="scores 128 tokens, but names 100"):
+        _check_rows(128, 100)
+
+
 def test_another_vocabulary_is_refused_or_noted(smollm2_path: Path, gemma3_path: Path) -> None:
     with pytest.raises(ModelFormatError) as caught:
         LLM(smollm2_path, threads=1, draft_model=gemma3_path)
@@ -113,5 +126,7 @@ def test_options_that_contradict_each_other() -> None:
         LoadOptions(speculation="model")
     with pytest.raises(RequestError, match="draft_model is 'x', but speculation is 'off'; allowed: auto"):
         LoadOptions(speculation="off", draft_model="x")
+    with pytest.raises(RequestError, match="draft_head is 'x', but speculation is 'ngram'; allowed: auto"):
+        LoadOptions(speculation="ngram", draft_head="x")
     with pytest.raises(RequestError, match=r"allowed: auto, off, or of prediction, .*, model some"):
         LoadOptions(speculation="nobody", draft_model="x")

@@ -24,7 +24,7 @@ from tests.unit.engine import test_guides as guided
 from stoker.api import DoneEvent, Event, SamplingParams, TokensEvent
 from stoker.api.errors import EngineError
 from stoker.engine import Engine, EngineOptions, SchedulerOptions
-from stoker.engine.guided import allowed_tree
+from stoker.engine.guided import allowed_draft
 from stoker.engine.journal import Entry
 from stoker.engine.replay import RecordedEngine, replay
 from stoker.engine.scheduler import Output
@@ -275,9 +275,12 @@ def test_a_guide_cuts_a_tree_and_writes_into_it() -> None:
     guide = guided.ScriptedGuide()  # even tokens, 20 never; after a multiple of 6: 1, 3, 5
     words = mask_words(guided.VOCABULARY)
     tree = Draft((2, 3, 20, 12, 1, 8, 4, 3, 44), (-1, -1, -1, 0, 3, 3, -1, 4, 7))
-    found = allowed_tree(guide, tree, 20, words=words)
-    assert found == Draft((2, 12, 1, 3, 5, 4), (-1, 0, 1, 2, 3, -1))
-    assert allowed_tree(guide, tree, 3, words=words) == Draft((2, 12, 1), (-1, 0, 1))
+    found = allowed_draft(guide, tree, 20, words=words)
+    assert found == (Draft((2, 12, 1, 3, 5, 4), (-1, 0, 1, 2, 3, -1)), {2, 3, 4})
+    assert allowed_draft(guide, tree, 3, words=words) == (Draft((2, 12, 1), (-1, 0, 1)), {2})
+    chain = allowed_draft(guide, Draft((2, 12, 1, 8)), 20, words=words)
+    assert chain == (Draft((2, 12, 1, 3, 5)), {2, 3, 4})
+    assert allowed_draft(guide, Draft((2, 20, 4)), 20, words=words) == (Draft((2,)), frozenset())
     assert guide.tokens == []
 
 

@@ -66,7 +66,7 @@ class DecodeCost:
 
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
         """Take in how long a step took; one with a part of a prompt in it says nothing here."""
-        if any(chunk.tokens - len(chunk.draft) != 1 or not chunk.rows for chunk in plan.chunks):
+        if not is_decode_only(plan):
             return
         size = tiled(plan.tokens)
         pace = self._pace
@@ -100,6 +100,11 @@ class DecodeCost:
             near = min(self._sizes, key=lambda other: (abs(other - size), other), default=None)
             return 0.0 if near is None else self._sizes[near].mean
         return own.mean
+
+
+def is_decode_only(plan: StepPlan) -> bool:
+    """Whether every chunk is a stream's next token, with or without a draft."""
+    return all(chunk.tokens - len(chunk.draft) == 1 and chunk.rows for chunk in plan.chunks)
 
 
 def tiled(tokens: int) -> int:

@@ -5,7 +5,9 @@ Owns the block pool, the scheduler and, through the interpreter, the KV blocks. 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,8 +21,8 @@ from stoker.cache.disk import DiskTier
 from stoker.cache.lending import BlockLender
 from stoker.cache.radix import RadixTree
 from stoker.engine.budget import BudgetOptions, TokenBudget
-from stoker.engine.decode_cost import DecodeCost
-from stoker.engine.guided import allowed_draft, allowed_tree
+from stoker.engine.decode_cost import DecodeCost, is_decode_only
+from stoker.engine.guided import allowed_draft
 from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Lent, Stepped
 from stoker.engine.plan import StepPlan
 from stoker.engine.pooling import PooledStates
@@ -33,6 +35,7 @@ from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
 from stoker.speculation import Borrower, Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
 
+_LOGGER = logging.getLogger(__name__)
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
 # on a small machine, and with these less than a tenth. Prompts are computed a tenth slower.
@@ -92,6 +95,7 @@ class Engine:
         self._speculator = (
             Speculator(self.offered, self._decode_cost, clock_ms=clock_ms) if self.offered else None
         )
+        self._drafting_failed = False
         self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)
         self._drafting_ms = 0.0  # of the last step
         self._tally = DraftTally()
@@ -220,17 +224,31 @@ class Engine:
         if self.scheduler.is_all_background:
             budget_tokens = min(budget_tokens, _BACKGROUND_TOKENS)
         self._drafting_ms = 0.0
-        asked = {} if self._speculator is None else self._draft(self._speculator, budget_tokens)
-        drafts = {n: self._may_come(self.scheduler.sequence(n), draft) for n, draft in asked.items()}
-        return self._advance(budget_tokens, drafts, asked)[1]
+        return self._advance(budget_tokens, self._drafts(budget_tokens))[1]
 
     def step_planned(
         self, budget_tokens: int, drafts: Mapping[int, Draft | tuple[int, ...]] = NO_DRAFTS
     ) -> StepPlan:
         """A step with a given budget and given drafts by sequence (a tuple of tokens is a chain), as `step`
         otherwise; its plan."""
-        every = _as_drafts(drafts)
-        return self._advance(budget_tokens, every, every)[0]
+        return self._advance(budget_tokens, _as_drafts(drafts))[0]
+
+    def _drafts(self, budget_tokens: int) -> dict[int, Draft]:
+        """What to verify. A drafter that fails ends drafting, as its state is unknown then; no answer depends
+        on it."""
+        if self._speculator is None or self._drafting_failed:
+            return {}
+        try:
+            return self._draft(self._speculator, budget_tokens)
+        except Exception:
+            _LOGGER.exception("a drafter failed; answers go on without drafts")
+            self._drafting_failed = True
+            self._runner.keeps_features = False
+            for sequences in self._open.values():
+                for sequence in sequences:
+                    with suppress(Exception):  # it gives back what its stream holds, if it still can
+                        self._speculator.forget(sequence.number)
+            return {}
 
     def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, Draft]:
         """What to verify in the next step, if it is one of streams only."""
@@ -238,6 +256,10 @@ class Engine:
         if not decoding:
             return {}
         pays = speculator.may_pay(len(decoding))
+        if self._runner.keeps_features and not pays:
+            for sequence in decoding:  # those behind the known tokens are of wrong guesses
+                if sequence.features is not None:
+                    sequence.features.cut(sequence.known - 1)
         self._runner.keeps_features = pays  # while none is drafted, nobody reads them
         if not pays:
             return {}
@@ -246,16 +268,9 @@ class Engine:
         self._drafting_ms = speculator.drafting_ms
         return _as_drafts(found)
 
-    def _may_come(self, sequence: Sequence, draft: Draft) -> Draft:
-        """What a sequence's guide lets come of a tree; of a chain it was asked while that was chosen."""
-        if sequence.guide is None or draft.is_chain:
-            return draft
-        words = mask_words(self.vocabulary)
-        return allowed_tree(sequence.guide, draft, len(draft.tokens), words=words)
-
     def _stream(self, sequence: Sequence) -> Stream:
         opening = Opening(
-            sequence.namespace, sequence.prompt, sequence.prediction, sequence.packed, sequence.features,
+            _shared_with(sequence), sequence.prompt, sequence.prediction, sequence.packed, sequence.features,
             sequence.stop_ids,
         )  # fmt: skip
         guide = sequence.guide
@@ -265,10 +280,7 @@ class Engine:
         most = sequence.limit - sequence.known - 1
         return Stream(sequence.number, opening, sequence.ids, most, allowed)
 
-    def _advance(
-        self, budget_tokens: int, drafts: Mapping[int, Draft], asked: Mapping[int, Draft]
-    ) -> tuple[StepPlan, list[Output]]:
-        """`asked`: what `drafts` were before guides looked at them."""
+    def _advance(self, budget_tokens: int, drafts: Mapping[int, Draft]) -> tuple[StepPlan, list[Output]]:
         plan = self.scheduler.plan(budget_tokens, drafts)
         if not plan.chunks:
             if self._open:
@@ -295,7 +307,7 @@ class Engine:
             1 + len(output.written) for output in outputs if output.token_id is not None
         )
         if self._speculator is not None and drafts:
-            self._judge(self._speculator, plan, outputs, asked, result.token_ids)
+            self._judge(self._speculator, plan, outputs, drafts, result.token_ids)
         for output in outputs:
             if output.sequence.finish_reason is not None:
                 self._forget(output.sequence)
@@ -306,7 +318,7 @@ class Engine:
         speculator: Speculator,
         plan: StepPlan,
         outputs: list[Output],
-        asked: Mapping[int, Draft],
+        drafts: Mapping[int, Draft],
         token_ids: Int32,
     ) -> None:
         """Tell how each draft fared, in its own terms: not all of it may have been verified."""
@@ -314,7 +326,7 @@ class Engine:
         row = 0
         for chunk in plan.chunks:
             if chunk.draft:
-                output, draft = told[chunk.number], asked[chunk.number]
+                output, draft = told[chunk.number], drafts[chunk.number]
                 said = (output.token_id, *output.written)[: output.accepted]
                 accepted = draft.accepted(tuple(token for token in said if token is not None))
                 verified = len(draft.tokens)
@@ -332,7 +344,11 @@ class Engine:
         plan = self._last_plan
         if plan is None:
             return
-        if self._decode_cost.known and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks)):
+        if (
+            self._decode_cost.known
+            and is_decode_only(plan)
+            and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks))
+        ):
             # Plain steps would have taken this long for the same tokens: more, or, for wrong guesses, less.
             plain_ms = self._decode_cost.predict_ms(len(plan.chunks))
             self._tally.save(plain_ms * (1 + self._last_accepted / len(plan.chunks)) - elapsed_ms)
@@ -458,6 +474,12 @@ class Engine:
         return PromptTooLongError(
             f"the prompt has {tokens} tokens; allowed: at most {self.context_tokens}, with {room}", hint=hint
         )
+
+
+def _shared_with(sequence: Sequence) -> bytes:
+    """What drafters learn of an answer serves its tenant's other answers of the namespace: it shows in the
+    speed."""
+    return sequence.namespace + b"\0" + sequence.tenant.encode("utf-8", "surrogatepass")
 
 
 def _as_drafts(drafts: Mapping[int, Draft | tuple[int, ...]]) -> dict[int, Draft]:

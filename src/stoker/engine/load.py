@@ -31,6 +31,7 @@ from stoker.sampling.native import native_sampler
 from stoker.speculation import AUTO, DRAFT_MODEL, drafter_names, drafters_of
 from stoker.speculation.draft_file import DraftFile
 from stoker.speculation.draft_model import DraftModel, DraftModelDrafters
+from stoker.speculation.head_format import KINDS
 from stoker.tokenizer import Tokenizer, load_tokenizer
 from stoker.weights.digest import weights_digest
 from stoker.weights.gguf import GGUFFile
@@ -83,6 +84,11 @@ class LoadOptions:
             raise RequestError(
                 f"draft_model is {self.draft_model!r:.80}, but speculation is {self.speculation!r:.80}; "
                 f"allowed: {AUTO}, or names with {DRAFT_MODEL} among them"
+            )
+        if self.draft_head is not None and not set(KINDS).intersection(drafter_names(self.speculation)):
+            raise RequestError(
+                f"draft_head is {self.draft_head!r:.80}, but speculation is {self.speculation!r:.80}; "
+                f"allowed: {AUTO}, or names with {' or '.join(KINDS)} among them"
             )
         if self.kv_type not in ("int8", "f16"):
             raise RequestError(f"kv_type is {self.kv_type!r}; allowed: int8, f16")

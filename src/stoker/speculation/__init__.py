@@ -1,6 +1,6 @@
 """Drafts: what a sequence will probably say next, to be verified by the model many tokens at once."""
 
-from stoker.speculation.draft import Draft
+from stoker.speculation.draft import AllowedDraft, Draft
 from stoker.speculation.draft_model import NAME as DRAFT_MODEL
 from stoker.speculation.drafter import Borrower, Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
@@ -14,6 +14,7 @@ __all__ = [
     "DRAFTERS",
     "DRAFT_MODEL",
     "OFF",
+    "AllowedDraft",
     "Borrower",
     "Draft",
     "DraftTally",

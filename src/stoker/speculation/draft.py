@@ -104,6 +104,13 @@ class Draft(NamedTuple):
         return tuple(found)
 
 
+class AllowedDraft(NamedTuple):
+    """What a guide leaves of a draft."""
+
+    draft: Draft
+    forced: frozenset[int]  # indices of the guesses that must come after those before them
+
+
 def _follow(guess: int, following: dict[int, int]) -> tuple[int, ...]:
     found = [guess]
     while (after := following.get(found[-1])) is not None:

@@ -39,6 +39,7 @@ class DraftFile:
             try:
                 _check_vocabulary(self._file, target)
                 self.program = program_from_gguf(self._file.metadata, self._file.tensors)
+                _check_rows(self.program.vocabulary, len(_tokens_of(target)))
             except BaseException:
                 self._file.close()
                 raise
@@ -92,6 +93,14 @@ def _check_vocabulary(draft: GGUFFile, target: GGUFFile) -> None:
         raise ModelFormatError(
             f"has {len(ours)} tokens, and {target.path.name} {len(theirs)}; "
             "allowed: a draft model of the same vocabulary"
+        )
+
+
+def _check_rows(rows: int, tokens: int) -> None:
+    """What it samples must be a token: padded rows are none."""
+    if rows != tokens:
+        raise ModelFormatError(
+            f"scores {rows} tokens, but names {tokens}; allowed: a draft model without padded rows"
         )
 
 

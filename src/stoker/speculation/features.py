@@ -32,6 +32,10 @@ class Features:
         self.end = end
         self.first = max(self.first, end - self.most_tokens)
 
+    def cut(self, end: int) -> None:
+        """Forget the rows from position `end` on."""
+        self.end = max(min(self.end, end), self.first)
+
     def rows(self, begin: int, end: int) -> Float32:
         """[end - begin, width] a copy; first <= begin < end <= self.end."""
         assert self._rows is not None

@@ -147,9 +147,9 @@ def _weight_of(op: Embed | Linear) -> str:
 
 def _draft_vocabulary(metadata: Mapping[str, Any], vocabulary: int, path: Path) -> Int32:
     """[V] ascending. Raises `ModelFormatError`."""
-    found = metadata.get(TOKENS)
-    ids = np.array(found if found is not None else [], np.int64)
-    good = ids.ndim == 1 and len(ids) >= VECTOR_WIDTH and not len(ids) % VECTOR_WIDTH
+    found = np.asarray(metadata.get(TOKENS, ()))
+    ids = found.astype(np.int64) if found.ndim == 1 and found.dtype.kind in "iu" else np.zeros(0, np.int64)
+    good = len(ids) >= VECTOR_WIDTH and not len(ids) % VECTOR_WIDTH
     if not good or ids[0] < 0 or ids[-1] >= vocabulary or not (np.diff(ids) > 0).all():
         raise ModelFormatError(
             f"{path}: {TOKENS} has {len(ids)} entries; allowed: a multiple of {VECTOR_WIDTH} of them, "

@@ -14,6 +14,8 @@ SIZES = (5, 3, 2)
 # How far back an occurrence agrees says most about how it goes on; from so many tokens each is a kind.
 _MATCHED = (2, 3, 5, 8, 16)
 _MOST_MATCHED = _MATCHED[-1]
+# Of a longer prompt only the end is looked up: entering a token takes a microsecond, while all streams wait.
+_MOST_PROMPT = 16_384
 _DEPTHS = (0, 1, 4)  # and so does how much of the draft was right; from so many tokens
 
 
@@ -27,8 +29,8 @@ class NgramDrafter:
     def extend(self, token_ids: Sequence[int]) -> None:
         """See `Drafter`. A microsecond a token."""
         tokens = self._tokens
-        first = len(tokens)
         tokens += token_ids
+        first = max(len(tokens) - len(token_ids), len(tokens) - _MOST_PROMPT)
         # An n-gram is entered when what follows it is known, so that looking one up never finds itself.
         for size, places in zip(SIZES, self._places, strict=True):
             for end in range(max(first, size), len(tokens)):

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stoker.speculation.draft import Draft
+from stoker.speculation.draft import AllowedDraft, Draft
 from stoker.speculation.drafter import CatchesUp, Drafter, Drafters, Observer, Opening, Proposal
 
 Int32 = npt.NDArray[np.int32]
@@ -36,6 +36,7 @@ _MARGIN = 1.2
 _MOST_NEEDED = 0.55
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
+FORCED = -1  # kind of a token that a guide wrote: no drafter's, and certain
 # What a drafter's model may take to read what its stream knew before it: a share of what the stream's answer
 # took so far. A short answer to a long prompt is over before that would pay.
 _CATCH_UP_SHARE = 0.1
@@ -58,8 +59,8 @@ class Stream(NamedTuple):
     opening: Opening
     ids: Int32  # [known]
     most: int  # drafted tokens it has room for
-    # Where not every token may come: the beginning of a draft that may, at most so many tokens.
-    allowed: Callable[[Sequence[int], int], tuple[int, ...]] | None = None
+    # Where not every token may come: what may of a draft, at most so many tokens.
+    allowed: Callable[[Draft, int], AllowedDraft] | None = None
 
 
 @dataclass(slots=True)
@@ -123,9 +124,13 @@ class _Source:
 
     def chance(self, kind: int) -> float:
         """That a token of this kind is accepted, if those before it are."""
+        if kind == FORCED:
+            return _MOST_CHANCE
         return _joined(self.rates.get(kind), self.of_all.chance(kind))
 
     def learn(self, kind: int, *, accepted: bool) -> None:
+        if kind == FORCED:
+            return
         self.rates.setdefault(kind, _Rate()).add(accepted=accepted, forget=_FORGET)
         self.of_all.kinds[kind].add(accepted=accepted, forget=_FORGET_ALL)
 
@@ -334,7 +339,9 @@ class Speculator:
         for source in costly:
             candidate = self._costly(stream, source, most, worth, found_worth)
             if candidate is not None:
-                return candidate
+                # What asking took is spent: now the better draft counts.
+                is_better = found is None or worth.best(candidate.chances)[1] > found_worth
+                return candidate if is_better else found
         return found
 
     def _costly(
@@ -425,22 +432,16 @@ class Speculator:
         return all(source.chance(kind) <= least_chance for kind in range(len(source.of_all.kinds)))
 
 
-def _allowed(
-    proposal: Proposal, allowed: Callable[[Sequence[int], int], tuple[int, ...]], most: int
-) -> Proposal | None:
-    """What a guide lets through of a chain, and of a tree of its likeliest path, which comes first."""
-    tokens, kinds = list(proposal.tokens), list(proposal.kinds)
-    if proposal.parents is not None:
-        path: list[int] = []
-        for i, parent in enumerate(proposal.parents):
-            if parent == (path[-1] if path else -1):
-                path.append(i)
-        tokens, kinds = [tokens[i] for i in path], [kinds[i] for i in path]
-    may = allowed(tokens, most)
-    if not may:
-        return None
-    # The guide may write tokens of its own after those: as likely as the last.
-    return Proposal(may, (kinds + kinds[-1:] * len(may))[: len(may)])
+def _allowed(proposal: Proposal, allowed: Callable[[Draft, int], AllowedDraft], most: int) -> Proposal:
+    """What a guide lets through of a proposal, and writes into it."""
+    parents = None if proposal.parents is None else tuple(proposal.parents)
+    before = Draft(tuple(proposal.tokens), parents)
+    draft, forced = allowed(before, most)
+    places = draft.places_in(before)
+    kinds = [
+        FORCED if i in forced or place is None else proposal.kinds[place] for i, place in enumerate(places)
+    ]
+    return Proposal(draft.tokens, kinds, draft.parents)
 
 
 def _chosen(candidates: Sequence[_Candidate], worth: _Worth) -> Iterator[list[int]]:

@@ -65,7 +65,9 @@ class Corpus:
     def _conversation(self, line: bytes, count: int) -> Conversation:
         try:
             value = json.loads(line)
-            return Conversation(int(value["number"]), tuple(value["prompt"]), tuple(value["answer"]))
+            return Conversation(
+                int(value["number"]), tuple(map(int, value["prompt"])), tuple(map(int, value["answer"]))
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
                 f"{self.path}, line {count} is no conversation: {error!r:.80}; allowed: number, prompt, "

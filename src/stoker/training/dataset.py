@@ -6,6 +6,7 @@ Two files beside the corpus: `tokens.npz` (ids, which of them are answers, where
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,11 @@ def load_dataset(folder: Path) -> Dataset | None:
     tokens, features = folder / "tokens.npz", folder / "features.f16"
     if not tokens.exists() or not features.exists():
         return None
-    with np.load(tokens) as arrays:
-        token_ids, answers, starts = arrays["token_ids"], arrays["answers"], arrays["starts"]
+    try:
+        with np.load(tokens) as arrays:
+            token_ids, answers, starts = arrays["token_ids"], arrays["answers"], arrays["starts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # it was cut; it is computed again
     width = features.stat().st_size // 2 // max(len(token_ids), 1)
     if features.stat().st_size != len(token_ids) * width * 2:
         return None

@@ -116,7 +116,13 @@ class Trainer:
         """Go on from the checkpoint. Raises `RequestError` if it belongs to other options or data."""
         if not self._checkpoint.exists():
             return False
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises what its parts raise
+            raise RequestError(
+                f"{self._checkpoint} is no checkpoint: {error!r:.120}; allowed: one that was written whole",
+                hint="remove it to train from the start",
+            ) from error
         if state["options"] != self._described():
             raise RequestError(
                 f"{self._checkpoint} is of a run with {state['options']}; allowed: {self._described()}",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stoker.api.errors import RequestError
-from stoker.speculation import Opening, drafters_of
+from stoker.speculation import Features, Opening, drafters_of
 from stoker.speculation.lookahead import POOL_ENTRIES, WINDOW, LookaheadDrafter, NgramPool
 from stoker.speculation.ngram import SIZES, NgramDrafter
 from stoker.speculation.prediction import PredictionDrafters
@@ -198,3 +198,24 @@ def test_the_pool_is_bounded_and_keeps_what_came_last() -> None:
     last = 5 * POOL_ENTRIES - 1
     assert pool.find([last, last + 1, last + 2]) == (last + 3, 0)
     assert pool.find([0, 1, 2]) is None
+
+
+def test_of_a_very_long_prompt_the_end_is_looked_up() -> None:
+    drafter = NgramDrafter()
+    drafter.extend([1, 2, 3, *range(10, 40_010), 1, 2, 3])
+    assert drafter.propose(2) is None
+    drafter.extend([39_000, 39_001])
+    found = drafter.propose(2)
+    assert found is not None
+    assert list(found.tokens) == [39_002, 39_003]
+
+
+def test_states_are_forgotten_from_a_position_on() -> None:
+    features = Features(4)
+    features.put(0, np.arange(6, dtype=np.float32)[:, None])
+    features.cut(4)
+    assert (features.first, features.end) == (2, 4)
+    features.put(6, np.full((2, 1), 9, np.float32))
+    assert (features.first, features.end) == (6, 8), "a gap begins anew"
+    features.cut(1)
+    assert features.first == features.end

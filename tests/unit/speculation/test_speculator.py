@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from stoker.speculation import Opening, Proposal, Speculator, Stream
+from stoker.speculation import AllowedDraft, Draft, Opening, Proposal, Speculator, Stream
 from stoker.speculation.speculator import MOST_DRAFTED
 
 
@@ -142,3 +142,42 @@ def test_who_observes_is_tried_with_its_whole_window_and_told_all_samples() -> N
             assert isinstance(tokens, tuple)
             speculator.judge(number, len(tokens) - 1, range(0), [9] * len(tokens))
     assert drafters.told == [(list(range(5)), [9] * 6)] * 3  # one of 128 steps; one token had no room
+
+
+def test_what_a_guide_wrote_says_nothing_about_the_drafter() -> None:
+    def allowed(draft: Draft, most: int) -> AllowedDraft:
+        """The first guess, then 7, 7, 7; most of the draft may not come."""
+        return AllowedDraft(Draft((*draft.tokens[:1], 7, 7, 7)[:most]), frozenset({1, 2, 3}))
+
+    speculator = Speculator([CountingDrafters()], Cost(10, 0.001))
+    stream = streams(1)[0]._replace(allowed=allowed)
+    assert speculator.draft([stream], most_tokens=64) == {0: (0, 7, 7, 7)}
+    speculator.judge(0, 4, range(4))
+    rate = speculator._sources[0][0].rates[0]
+    assert (rate.accepted, rate.tried) == (1.0, 1.0)
+
+
+class SureDrafters(CountingDrafters):
+    """Runs a model, and is sure of one token."""
+
+    chances = (0.5, 0.9)
+    passes = 1
+
+    def propose(self, most: int) -> Proposal | None:
+        self.asked += 1
+        return Proposal([9], [self.kind])
+
+    def __init__(self, kind: int) -> None:
+        super().__init__("sure")
+        self.kind = kind
+
+    def open(self, opening: Opening) -> SureDrafters:
+        return self
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(0, "counting"), (1, "sure")])
+def test_of_what_was_asked_for_the_better_is_verified(kind: int, expected: str) -> None:
+    speculator = Speculator([CountingDrafters(), sure := SureDrafters(kind)], Cost(10, 2.0))
+    speculator.draft(streams(1), most_tokens=64)
+    assert sure.asked == 1
+    assert speculator._asked[0].source.name == expected
