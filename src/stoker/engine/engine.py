@@ -5,7 +5,6 @@ Owns the block pool, the scheduler and, through the interpreter, the KV blocks. 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
 from stoker.speculation import Borrower, Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
 
-_LOGGER = logging.getLogger(__name__)
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
 # on a small machine, and with these less than a tenth. Prompts are computed a tenth slower.
@@ -241,7 +239,9 @@ class Engine:
         try:
             return self._draft(self._speculator, budget_tokens)
         except Exception:
-            _LOGGER.exception("a drafter failed; answers go on without drafts")
+            import logging  # the worker starts without it
+
+            logging.getLogger(__name__).exception("a drafter failed; answers go on without drafts")
             self._drafting_failed = True
             self._runner.keeps_features = False
             for sequences in self._open.values():
