@@ -65,6 +65,7 @@ def write_random_head(path: Path, config: ModelConfig, **changes: Any) -> Path:
         "shape": shape,
         "draft_vocabulary": np.arange(0, 128, 2, dtype=np.int32),
         "tensors": random_tensors(shape),
+        "matrix_type": "Q8_0",
         "card": "random numbers",
     }
     write_head(path, **arguments | changes)

@@ -73,7 +73,7 @@ def train_draft(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of about 2048 tokens.")] = 1800,
     vocabulary: Annotated[
         int, typer.Option("--vocabulary", min=16, help="Tokens that the head can draft, the most frequent.")
-    ] = 8192,
+    ] = 4096,
     kind: KindOption = "eagle",
     unroll: UnrollOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of text and training.")] = 0,

@@ -45,6 +45,45 @@ class BudgetOptions:
             raise RequestError(f"target_itl_ms is {target!r}; allowed: a number of milliseconds above 0")
 
 
+class _Sums:
+    """Of the steps of one size, the latest counting most: what the normal equations are made of."""
+
+    __slots__ = ("_cc", "_cy", "_last", "_t", "_tc", "_tt", "_ty", "_w", "_wc", "_wy")
+
+    def __init__(self, step: int) -> None:
+        self._last = step
+        self._w = self._t = self._wc = self._tt = self._tc = self._cc = 0.0
+        self._wy = self._ty = self._cy = 0.0
+
+    def add(self, tokens: float, context: float, elapsed_ms: float, step: int) -> None:
+        """One more, weighted by its time, so that a long prefill does not drown the many short steps."""
+        kept = _FORGET * self._kept(step)
+        weight = 1.0 / max(elapsed_ms, 0.01)
+        self._last = step
+        self._w = kept * self._w + weight
+        self._t = kept * self._t + weight * tokens
+        self._wc = kept * self._wc + weight * context
+        self._tt = kept * self._tt + weight * tokens * tokens
+        self._tc = kept * self._tc + weight * tokens * context
+        self._cc = kept * self._cc + weight * context * context
+        self._wy = kept * self._wy + weight * elapsed_ms
+        self._ty = kept * self._ty + weight * tokens * elapsed_ms
+        self._cy = kept * self._cy + weight * context * elapsed_ms
+
+    def system(self, step: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """[3, 4] for base, tokens and context: squares, and products with the time."""
+        rows = (
+            (self._w, self._t, self._wc, self._wy),
+            (self._t, self._tt, self._tc, self._ty),
+            (self._wc, self._tc, self._cc, self._cy),
+        )
+        return self._kept(step) * np.array(rows)
+
+    def _kept(self, step: int) -> float:
+        """What is left after the steps of other sizes since the last of this."""
+        return float(_FORGET_OTHERS ** max((step - self._last - 1) / 4, 0.0))
+
+
 class StepCost:
     """Milliseconds of a step = base + per token + per thousand tokens of context read; fitted as steps go.
 
@@ -54,9 +93,10 @@ class StepCost:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[int, np.ndarray[tuple[int, int], np.dtype[np.float64]]] = {}  # [3, 4] by size
+        self._sums: dict[int, _Sums] = {}  # by size
         self._base_ms = self._token_ms = self._context_ms = 0.0
         self._observed = 0
+        self._fitted = 0  # so many were observed when it was fitted
 
     @property
     def known(self) -> bool:
@@ -64,34 +104,33 @@ class StepCost:
         return self._observed >= _FIRST_STEPS
 
     def observe(self, plan: StepPlan, elapsed_ms: float) -> None:
-        """Take in how long a step took."""
+        """Take in how long a step took. Quick: every step is told, and few are followed by a question."""
         tokens = tiled(plan.tokens)
         context = (
             sum(chunk.end * (chunk.tokens + chunk.branch_tokens) for chunk in plan.chunks) / _CONTEXT_UNIT
         )
-        features = np.array((1.0, tokens, context, elapsed_ms))
-        # Weighted by the expected size, so that a long prefill does not drown the many short steps.
-        products = np.outer(features[:3] / max(elapsed_ms, 0.01), features)
         size = tokens if tokens <= 16 else 16 + tokens.bit_length()
-        known = self._sums.get(size)
-        self._sums[size] = products if known is None else _FORGET * known + products
+        sums = self._sums.get(size)
+        if sums is None:
+            sums = self._sums[size] = _Sums(self._observed)
+        sums.add(float(tokens), context, elapsed_ms, self._observed)
         self._observed += 1
-        if self._observed % 4 == 0 or self._observed <= _FIRST_STEPS:  # solving takes 20 us
-            self._fit(size)
 
-    def _fit(self, latest: int) -> None:
-        for size, products in self._sums.items():
-            if size != latest:
-                products *= _FORGET_OTHERS
-        total = sum(self._sums.values(), np.zeros((3, 4)))
+    def _fit(self) -> None:
+        total = np.zeros((3, 4))
+        for sums in self._sums.values():
+            total += sums.system(self._observed)
         squares, products = total[:, :3], total[:, 3]
         # Anew each time: forgotten with the steps, it left a singular system after 1 400 of one kind.
         ridge = np.diag(_RIDGE + _RIDGE_SHARE * np.diag(squares))
         found = np.maximum(np.linalg.solve(squares + ridge, products), 0.0)
         self._base_ms, self._token_ms, self._context_ms = found.tolist()
+        self._fitted = self._observed
 
     def predict_ms(self, tokens: int, context_tokens: int) -> float:
         """A step of so many tokens that together read so many tokens of context."""
+        if self._fitted != self._observed:
+            self._fit()  # takes 50 us
         context = context_tokens / _CONTEXT_UNIT
         return self._base_ms + self._token_ms * tiled(tokens) + self._context_ms * context
 
@@ -108,7 +147,8 @@ class TokenBudget:
     def tokens(self, streams: int, context_tokens: int, prompts: int) -> int:
         """For so many decoding streams that read so many tokens of context in a step, and so many prompts
         that are being computed or could be."""
-        if not streams or not self.cost.known:
+        # Without prompts there is nothing to hold back; how much is drafted is decided by what it brings.
+        if not streams or not prompts or not self.cost.known:
             return self.most_tokens
         alone_ms = self.cost.predict_ms(streams, context_tokens)
         stretch = 1.0 + max(_STRETCH, _STRETCH_PER_PROMPT * prompts / streams)

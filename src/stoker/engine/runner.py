@@ -147,6 +147,8 @@ class Runner:
         count = len(sequences)
         _, starts, tokens, rows, _, _ = zip(*plan.chunks, strict=True)
         if sum(tokens) != count or sum(rows) != count:
+            if count == 1 and not plan.chunks[0].branches:
+                return self._batch_of_one(plan.chunks[0], sequences[0])
             return self._mixed_batch(plan.chunks, sequences)
         columns = max(starts) // BLOCK_TOKENS + 1
         table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
@@ -166,6 +168,22 @@ class Runner:
             block_tables=self._pool.batch_tables(table_rows, columns),
             logit_rows=self._counting[:count],
             hidden_rows=self._counting[:count] if keeps else NO_ROWS,
+        )
+
+    def _batch_of_one(self, chunk: Chunk, sequence: Sequence) -> Batch:
+        """A stream that is alone, with a draft; or a prompt: what `_mixed_batch` makes of it, sooner."""
+        assert sequence.table is not None
+        start, end, count = chunk.start, chunk.end, chunk.tokens
+        counting = np.arange(count, dtype=np.int32)
+        first_hidden = self._first_hidden(sequence, chunk) - start
+        return Batch(
+            token_ids=sequence.peek(start, end),
+            positions=counting + np.int32(start),
+            query_start=np.array((0, count), np.int32),
+            kv_tokens=np.array((end,), np.int32),
+            block_tables=self._pool.batch_tables([sequence.table.row], -(-end // BLOCK_TOKENS)),
+            logit_rows=counting[count - chunk.rows :],
+            hidden_rows=counting[first_hidden:],
         )
 
     def _mixed_batch(self, chunks: tuple[Chunk, ...], sequences: list[Sequence]) -> Batch:

@@ -27,8 +27,11 @@ class Features:
             self.first = position
         end = position + len(rows)
         rows = rows[-self.most_tokens :]
-        places = np.arange(end - len(rows), end) % self.most_tokens
-        self._rows[places] = rows
+        first = (end - len(rows)) % self.most_tokens
+        before = rows[: self.most_tokens - first]  # up to where the ring begins again
+        self._rows[first : first + len(before)] = before
+        if len(before) < len(rows):
+            self._rows[: len(rows) - len(before)] = rows[len(before) :]
         self.end = end
         self.first = max(self.first, end - self.most_tokens)
 
@@ -39,5 +42,8 @@ class Features:
     def rows(self, begin: int, end: int) -> Float32:
         """[end - begin, width] a copy; first <= begin < end <= self.end."""
         assert self._rows is not None
-        found: Float32 = self._rows[np.arange(begin, end) % self.most_tokens]
-        return found
+        first = begin % self.most_tokens
+        before = self._rows[first : first + end - begin]
+        if len(before) == end - begin:
+            return before.copy()
+        return np.concatenate([before, self._rows[: end - begin - len(before)]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +24,11 @@ _FORGET = 0.9  # of a sequence's own experience, per draft: answers change from 
 _FORGET_ALL = 0.995
 _PRIOR_WEIGHT = 2.0  # in tries, of all sequences' experience against the sequence's own
 _PRIOR_ASKS = 4.0  # of a drafter that runs a model: weight of what all streams know against the stream's own
+# As much weighs what a drafter that runs a model is taken to bring against what it brought to all streams.
+# After 13 asks by chance without luck it was not asked again, with a weight of 4 (1 answer text of 10).
+_PRIOR_GAINS = 32.0
 _FORGET_ASKS = 0.95
+_MOST_SLOWER = 3.0  # than asking it usually is: more is the machine's doing
 _GUESS_WEIGHT = 4.0  # in tries, of a drafter's first guess against all experience
 _TRY_AGAIN_STEPS = 128  # now and then a draft of a source that is not worth it is tried, to see whether it is
 # A drafted token must promise so many times its cost: estimates of both are rough, and a wrong draft is work
@@ -145,19 +148,20 @@ class _Source:
 
     def promise(self, worth: _Worth, guessed_ms: float) -> float:
         """What a step is worth for which it is asked, as far as it is known."""
+        verified = self._mean("verified", 1.5, _PRIOR_GAINS)
+        accepted = self._mean("accepted", 0.6, _PRIOR_GAINS)
+        return worth.of_mean(verified, accepted, self.spent_ms(guessed_ms))
+
+    def spent_ms(self, guessed_ms: float) -> float:
+        """What asking it takes, as far as it is known."""
+        return self._mean("spent_ms", guessed_ms, _PRIOR_ASKS)
+
+    def _mean(self, name: str, guess: float, prior: float) -> float:
+        """Of the stream's asks, of which few are completed by those of all, and these by a guess."""
         own, general = self.asks, self.of_all.asks
-        # Few asks of the stream are completed by those of all, and these by a guess that is worth a try.
-        weight = _PRIOR_ASKS / (general.asked + _PRIOR_ASKS)
-        known = 1.0 - weight
-
-        def mean(mine: float, of_all: float, guess: float) -> float:
-            usual = weight * guess + (known * of_all / general.asked if general.asked else 0.0)
-            return (mine + _PRIOR_ASKS * usual) / (own.asked + _PRIOR_ASKS)
-
-        verified = mean(own.verified, general.verified, 2.0)
-        accepted = mean(own.accepted, general.accepted, 1.0)
-        spent_ms = mean(own.spent_ms, general.spent_ms, guessed_ms)
-        return worth.of_mean(verified, accepted, spent_ms)
+        usual = (getattr(general, name) + prior * guess) / (general.asked + prior)
+        mean: float = (getattr(own, name) + _PRIOR_ASKS * usual) / (own.asked + _PRIOR_ASKS)
+        return mean
 
 
 def _joined(own: _Rate | None, general: float) -> float:
@@ -188,24 +192,31 @@ class _Asked:
 class _Worth:
     """Expected tokens per millisecond of a step, by drafted tokens."""
 
-    def __init__(self, cost: Cost, streams: int, most: int) -> None:
+    def __init__(self, cost: Cost, streams: int) -> None:
         self.streams = streams
-        # More tokens do not take less: where they seem to, that is noise.
-        self._costs_ms = list(accumulate((cost.predict_ms(streams + n) for n in range(most + 1)), max))
-        self._costs_ms[0] = max(self._costs_ms[0], 1e-3)
+        self._cost = cost
+        self._costs_ms = [max(cost.predict_ms(streams), 1e-3)]  # by drafted tokens, as far as was asked
         self.step_ms = self._costs_ms[0]  # without drafts
         self.plain = streams / self.step_ms
         # Two passes of a draft head, each of which reads a twentieth of what a step does.
         self.guessed_drafting_ms = 0.1 * self.step_ms
 
+    def _cost_ms(self, drafted: int) -> float:
+        """Of a step with so many drafted tokens."""
+        costs_ms = self._costs_ms
+        while len(costs_ms) <= drafted:
+            # More tokens do not take less: where they seem to, that is noise.
+            costs_ms.append(max(self._cost.predict_ms(self.streams + len(costs_ms)), costs_ms[-1]))
+        return costs_ms[drafted]
+
     def of(self, drafted: int, gain: float) -> float:
         """Of so many drafted tokens of which so many are expected to be accepted."""
-        return (self.streams + gain / _MARGIN) / self._costs_ms[drafted]
+        return (self.streams + gain / _MARGIN) / self._cost_ms(drafted)
 
     def best(self, chances: Sequence[float]) -> tuple[int, float]:
         """How many of the tokens with these chances, likeliest first, to verify; and what that is worth."""
         most, best, gain = 0, self.plain, 0.0
-        for count, chance in enumerate(chances[: len(self._costs_ms) - 1], 1):
+        for count, chance in enumerate(chances, 1):
             gain += chance
             worth = self.of(count, gain)
             if worth > best:
@@ -214,19 +225,14 @@ class _Worth:
 
     def of_mean(self, drafted: float, gain: float, drafting_ms: float) -> float:
         """The same of a mean number of drafted tokens."""
-        last = len(self._costs_ms) - 1
-        low = min(int(drafted), last)
-        high = min(low + 1, last)
-        cost_ms = self._costs_ms[low] + (drafted - int(drafted)) * (
-            self._costs_ms[high] - self._costs_ms[low]
-        )
+        low = int(drafted)
+        low_ms = self._cost_ms(low)
+        cost_ms = low_ms + (drafted - low) * (self._cost_ms(low + 1) - low_ms)
         return (self.streams + gain / _MARGIN) / (cost_ms + drafting_ms)
 
     def least_chance(self) -> float:
-        """A drafted token with a smaller chance is worth its cost at no draft length."""
-        if len(self._costs_ms) < 2:
-            return 1.0
-        per_token = min((cost - self._costs_ms[0]) / n for n, cost in enumerate(self._costs_ms) if n)
+        """A drafted token with a smaller chance is worth its cost at no draft length of one stream."""
+        per_token = min((self._cost_ms(n) - self.step_ms) / n for n in range(1, MOST_DRAFTED + 1))
         return _MARGIN * per_token * self.plain
 
 
@@ -243,13 +249,15 @@ class Speculator:
         self._all = {one.name: _Rates(one) for one in drafters}
         self._sources: dict[int, list[_Source]] = {}  # by stream
         self._asked: dict[int, _Asked] = {}  # by stream, while the step runs
+        self._worth: _Worth | None = None  # of the step that comes, if it was asked for
         self.drafting_ms = 0.0  # that drafters' models took before the step that runs
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
     def may_pay(self, streams: int) -> bool:
         """Whether any draft could be worth its cost beside so many streams. Quick: mostly none is."""
-        return _Worth(self._cost, streams, MOST_DRAFTED).least_chance() < _MOST_NEEDED
+        self._worth = _Worth(self._cost, streams)
+        return self._worth.least_chance() < _MOST_NEEDED
 
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         """What to verify beside each stream's next token, at most so many tokens in all; by number."""
@@ -258,10 +266,12 @@ class Speculator:
         most = min(most_tokens, MOST_DRAFTED * len(streams))
         if most <= 0:
             return {}
-        worth = _Worth(self._cost, len(streams), most)
+        worth, self._worth = self._worth, None
+        if worth is None or worth.streams != len(streams):
+            worth = _Worth(self._cost, len(streams))
         candidates = [found for stream in streams if (found := self._candidate(stream, worth)) is not None]
         chosen: dict[int, tuple[int, ...] | Draft] = {}
-        for candidate, places in zip(candidates, _chosen(candidates, worth), strict=True):
+        for candidate, places in zip(candidates, _chosen(candidates, worth, most), strict=True):
             source = candidate.source
             if not places:
                 source.declined += 1
@@ -365,7 +375,8 @@ class Speculator:
         candidate = self._proposal(stream, source, most)
         spent_ms = self._clock_ms() - started_ms
         self.drafting_ms += spent_ms
-        source.learn_cost(spent_ms if is_usual else guessed_ms)
+        most_ms = _MOST_SLOWER * source.spent_ms(guessed_ms)
+        source.learn_cost(min(spent_ms, most_ms) if is_usual else guessed_ms)
         return candidate
 
     def _guessed_ms(self, worth: _Worth) -> float:
@@ -444,14 +455,15 @@ def _allowed(proposal: Proposal, allowed: Callable[[Draft, int], AllowedDraft], 
     return Proposal(draft.tokens, kinds, draft.parents)
 
 
-def _chosen(candidates: Sequence[_Candidate], worth: _Worth) -> Iterator[list[int]]:
-    """The places of each candidate's tokens to verify: the likeliest of all, as many as are worth most."""
+def _chosen(candidates: Sequence[_Candidate], worth: _Worth, most: int) -> Iterator[list[int]]:
+    """The places of each candidate's tokens to verify: the likeliest of all, as many as are worth most, at
+    most so many."""
     ranked = sorted(
         (-chance, which, place)
         for which, candidate in enumerate(candidates)
         for place, chance in enumerate(candidate.chances)
     )
-    count, _ = worth.best([-chance for chance, _, _ in ranked])
+    count, _ = worth.best([-chance for chance, _, _ in ranked[:most]])
     places: list[list[int]] = [[] for _ in candidates]
     for _, which, place in ranked[:count]:
         places[which].append(place)

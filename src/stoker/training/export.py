@@ -1,4 +1,4 @@
-"""A trained head as a file: GGUF, its matrices in Q8_0, with what it was made for and from."""
+"""A trained head as a file: GGUF, with what it was made for and from."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ def write_head(
     shape: HeadShape | MedusaShape,
     draft_vocabulary: Int32,
     tensors: Mapping[str, Float32],
+    matrix_type: str,
     card: str,
 ) -> None:
     """Write the file beside `path` first and then put it in its place, so that no half of it is ever found.
 
-    tensors: by their names in the file; vectors stay float32.
+    tensors: by their names in the file; vectors stay float32, matrices become `matrix_type`, GGUF's name of
+    one that the `gguf` package can make.
     """
+    kind = gguf.GGMLQuantizationType[matrix_type]
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, ARCHITECTURE)
     writer.add_uint32(KEY + "version", VERSION)
@@ -55,7 +58,6 @@ def write_head(
         if values.ndim == 1:
             writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
             packed = gguf.quants.quantize(np.ascontiguousarray(values, np.float32), kind)
             writer.add_tensor(name, packed, raw_dtype=kind)
     writer.write_header_to_file()

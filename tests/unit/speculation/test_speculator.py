@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 import pytest
@@ -46,15 +47,15 @@ class CountingDrafters:
         """Nothing is kept."""
 
 
-def streams(count: int, most: int = 100) -> list[Stream]:
-    return [Stream(i, Opening(), np.zeros(5, np.int32), most) for i in range(count)]
+def streams(number: int, most: int = 100) -> list[Stream]:
+    return [Stream(i, Opening(), np.zeros(5, np.int32), most) for i in range(number)]
 
 
-def drafted(speculator: Speculator, count: int, *, share: float, steps: int = 40) -> int:
+def drafted(speculator: Speculator, number_of: int, *, share: float, steps: int = 40) -> int:
     """Tokens drafted in the last step, when of each draft this share is accepted."""
     chosen: dict[int, tuple[int, ...]] = {}
     for _ in range(steps):
-        chosen = speculator.draft(streams(count), most_tokens=512)
+        chosen = speculator.draft(streams(number_of), most_tokens=512)
         for number, tokens in chosen.items():
             speculator.judge(number, len(tokens), range(round(share * len(tokens))))
     return sum(map(len, chosen.values()))
@@ -160,7 +161,7 @@ def test_what_a_guide_wrote_says_nothing_about_the_drafter() -> None:
 class SureDrafters(CountingDrafters):
     """Runs a model, and is sure of one token."""
 
-    chances = (0.5, 0.9)
+    chances = (0.2, 0.9)
     passes = 1
 
     def propose(self, most: int) -> Proposal | None:
@@ -177,7 +178,39 @@ class SureDrafters(CountingDrafters):
 
 @pytest.mark.parametrize(("kind", "expected"), [(0, "counting"), (1, "sure")])
 def test_of_what_was_asked_for_the_better_is_verified(kind: int, expected: str) -> None:
-    speculator = Speculator([CountingDrafters(), sure := SureDrafters(kind)], Cost(10, 2.0))
+    counting, sure = CountingDrafters(), SureDrafters(kind)
+    counting.chances = (0.3,)
+    speculator = Speculator([counting, sure], Cost(10, 1.0))
     speculator.draft(streams(1), most_tokens=64)
     assert sure.asked == 1
     assert speculator._asked[0].source.name == expected
+
+
+def test_bad_luck_at_first_is_no_verdict() -> None:
+    sure = SureDrafters(1)
+    ticks = count()
+    speculator = Speculator([sure], Cost(10, 0.5), clock_ms=lambda: 0.5 * next(ticks))
+    asked = []
+    for _ in range(200):
+        speculator.draft(streams(1), most_tokens=64)
+        speculator.judge(0, 1, ())
+        asked.append(sure.asked)
+    assert asked[11] == 12
+    assert asked[-1] < 30
+
+
+def test_one_slow_answer_of_a_drafter_does_not_make_it_dear() -> None:
+    now_ms = [0.0]
+    took_ms = [0.5]
+
+    def clock_ms() -> float:
+        now_ms[0] += took_ms[0]
+        return now_ms[0]
+
+    sure = SureDrafters(1)
+    speculator = Speculator([sure], Cost(10, 0.5), clock_ms=clock_ms)
+    for step in range(40):
+        took_ms[0] = 50.0 if step == 7 else 0.5
+        speculator.draft(streams(1), most_tokens=64)
+        speculator.judge(0, 1, (0,))
+    assert sure.asked == 40
