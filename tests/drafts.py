@@ -106,6 +106,9 @@ class TreeSpeculator:
     def may_pay(self, streams: int) -> bool:
         return True
 
+    def learn_profit(self, streams: int, saved: float) -> None:
+        """It goes on whatever it costs."""
+
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, Draft]:
         self.seen |= {stream.number: stream.ids.tolist() for stream in streams}
         return {stream.number: self._tree(stream) for stream in streams} if self.most else {}

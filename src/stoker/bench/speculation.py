@@ -26,7 +26,10 @@ from stoker.speculation import AUTO, BOUND, DRAFTERS, Drafters, drafters_of
 PLAIN = "plain"
 CONCURRENCIES = (1, 4, 16, 32)
 ANSWER_TOKENS = 128
-LEAST_PROMPTS = 6  # of a workload, one after the other where the concurrency is 1
+# Of a workload, one after the other where the concurrency is 1. Each run begins with drafters that know
+# nothing, and learning what pays should not be most of it.
+LEAST_PROMPTS = 12
+_WARMING_PROMPTS = 2
 Progress = Callable[[int, int, str], None]  # (measurements done, of how many, the one under way)
 
 
@@ -69,12 +72,13 @@ def measure_speculation(
         prompts = prompts_of(workload, max(LEAST_PROMPTS, 2 * concurrency))
         measured: dict[str, _Measured] = {name: _Measured() for name in names}
         expected: dict[str, list[int]] | None = None
-        for run in range(runs + 1):  # the first one warms, and is not counted
+        warming = _engine(loaded, "off", bound)
+        _run(warming, prompts[:_WARMING_PROMPTS], concurrency, temperature, _Measured())
+        for _ in range(runs):
             for name in names:
                 engine = _engine(loaded, "off" if name == PLAIN else name, bound)
-                answers = _run(engine, prompts, concurrency, temperature, measured[name], counted=run > 0)
-                if expected is None:
-                    expected = answers
+                answers = _run(engine, prompts, concurrency, temperature, measured[name])
+                expected = expected or answers
                 if answers != expected:
                     raise EngineError(f"{name} changed an answer of {workload} at concurrency {concurrency}")
         rows += _rows(workload, concurrency, measured)
@@ -106,8 +110,6 @@ def _run(
     concurrency: int,
     temperature: float,
     measured: _Measured,
-    *,
-    counted: bool,
 ) -> dict[str, list[int]]:
     """Answer all prompts, so many at once; token ids by request."""
     requests = [
@@ -136,14 +138,13 @@ def _run(
             elif isinstance(event, DoneEvent):
                 opened -= 1
     elapsed_s = time.perf_counter() - started_s
-    if counted:
-        stats = engine.engine.stats()
-        tokens = sum(map(len, answers.values()))
-        measured.tokens_per_s.append(tokens / elapsed_s)
-        measured.drafted += stats.drafted_tokens
-        measured.accepted += stats.accepted_tokens
-        measured.tokens += tokens
-        measured.stream_steps += stream_steps
+    stats = engine.engine.stats()
+    tokens = sum(map(len, answers.values()))
+    measured.tokens_per_s.append(tokens / elapsed_s)
+    measured.drafted += stats.drafted_tokens
+    measured.accepted += stats.accepted_tokens
+    measured.tokens += tokens
+    measured.stream_steps += stream_steps
     return answers
 
 

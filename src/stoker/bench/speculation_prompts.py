@@ -1,5 +1,5 @@
-"""Four kinds of work for drafters, from much that is copied to nothing: texts of our own, as many "
-"as wanted."""
+"""Four kinds of work for drafters, from much that is copied to nothing: texts of our own, as many
+as wanted."""
 
 from __future__ import annotations
 

@@ -96,6 +96,7 @@ class Engine:
         self._drafting_failed = False
         self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)
         self._drafting_ms = 0.0  # of the last step
+        self._looked_for_drafts = False  # in it
         self._tally = DraftTally()
         self._tier = tier
         self._journal = journal
@@ -221,7 +222,7 @@ class Engine:
         budget_tokens = self.budget.tokens(*self.scheduler.load)
         if self.scheduler.is_all_background:
             budget_tokens = min(budget_tokens, _BACKGROUND_TOKENS)
-        self._drafting_ms = 0.0
+        self._drafting_ms, self._looked_for_drafts = 0.0, False
         return self._advance(budget_tokens, self._drafts(budget_tokens))[1]
 
     def step_planned(
@@ -265,7 +266,7 @@ class Engine:
             return {}
         room = min(budget_tokens, self.options.scheduler.logit_rows) - len(decoding)
         found = speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
-        self._drafting_ms = speculator.drafting_ms
+        self._drafting_ms, self._looked_for_drafts = speculator.drafting_ms, True
         return _as_drafts(found)
 
     def _stream(self, sequence: Sequence) -> Stream:
@@ -344,14 +345,15 @@ class Engine:
         plan = self._last_plan
         if plan is None:
             return
-        if (
-            self._decode_cost.known
-            and is_decode_only(plan)
-            and (self._drafting_ms or any(chunk.draft for chunk in plan.chunks))
-        ):
+        if self._speculator is not None and self._decode_cost.known and is_decode_only(plan):
             # Plain steps would have taken this long for the same tokens: more, or, for wrong guesses, less.
-            plain_ms = self._decode_cost.predict_ms(len(plan.chunks))
-            self._tally.save(plain_ms * (1 + self._last_accepted / len(plan.chunks)) - elapsed_ms)
+            streams = len(plan.chunks)
+            plain_ms = self._decode_cost.predict_ms(streams)
+            saved_ms = plain_ms * (1 + self._last_accepted / streams) - elapsed_ms
+            if self._looked_for_drafts:
+                self._speculator.learn_profit(streams, saved_ms / plain_ms)
+            if self._looked_for_drafts or any(chunk.draft for chunk in plan.chunks):
+                self._tally.save(saved_ms)
         step_ms = max(elapsed_ms - self._drafting_ms, 0.01)
         self.budget.cost.observe(plan, step_ms)
         self._decode_cost.observe(plan, step_ms)

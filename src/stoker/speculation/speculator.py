@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from stoker.speculation.draft import AllowedDraft, Draft
 from stoker.speculation.drafter import CatchesUp, Drafter, Drafters, Observer, Opening, Proposal
+from stoker.speculation.profit import Profit
 
 Int32 = npt.NDArray[np.int32]
 
@@ -242,7 +243,7 @@ class Speculator:
     def __init__(
         self, drafters: Sequence[Drafters], cost: Cost, *, clock_ms: Callable[[], float] | None = None
     ) -> None:
-        """`clock_ms` times the drafters that run models; without it they are taken to cost nothing."""
+        """`clock_ms` times drafting; without it that is taken to cost nothing."""
         self._drafters = drafters
         self._cost = cost
         self._clock_ms = clock_ms
@@ -250,19 +251,32 @@ class Speculator:
         self._sources: dict[int, list[_Source]] = {}  # by stream
         self._asked: dict[int, _Asked] = {}  # by stream, while the step runs
         self._worth: _Worth | None = None  # of the step that comes, if it was asked for
-        self.drafting_ms = 0.0  # that drafters' models took before the step that runs
+        self._profit = Profit()
+        self.drafting_ms = 0.0  # that looking for drafts took before the step that runs
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
     def may_pay(self, streams: int) -> bool:
-        """Whether any draft could be worth its cost beside so many streams. Quick: mostly none is."""
+        """Whether any draft could be worth its cost beside so many streams. To be asked once before each
+        step. Quick: mostly none is."""
+        if not self._profit.pays(streams):
+            return False
         self._worth = _Worth(self._cost, streams)
         return self._worth.least_chance() < _MOST_NEEDED
 
+    def learn_profit(self, streams: int, saved: float) -> None:
+        """What a step saved for which `draft` was called, in parts of a plain step of so many streams."""
+        self._profit.learn(streams, saved)
+
     def draft(self, streams: Sequence[Stream], *, most_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         """What to verify beside each stream's next token, at most so many tokens in all; by number."""
+        started_ms = self._now_ms()
+        found = self._draft(streams, most_tokens)
+        self.drafting_ms = self._now_ms() - started_ms
+        return found
+
+    def _draft(self, streams: Sequence[Stream], most_tokens: int) -> dict[int, tuple[int, ...] | Draft]:
         self._asked.clear()
-        self.drafting_ms = 0.0
         most = min(most_tokens, MOST_DRAFTED * len(streams))
         if most <= 0:
             return {}
@@ -374,7 +388,6 @@ class Speculator:
         started_ms = self._clock_ms()
         candidate = self._proposal(stream, source, most)
         spent_ms = self._clock_ms() - started_ms
-        self.drafting_ms += spent_ms
         most_ms = _MOST_SLOWER * source.spent_ms(guessed_ms)
         source.learn_cost(min(spent_ms, most_ms) if is_usual else guessed_ms)
         return candidate
@@ -397,7 +410,6 @@ class Speculator:
         started_ms = self._now_ms()
         done = drafter.catch_up(_CATCH_UP_TOKENS)
         spent_ms = self._now_ms() - started_ms
-        self.drafting_ms += spent_ms
         source.caught_up_ms += spent_ms
         if done:
             known_ms = rates.catch_up_ms

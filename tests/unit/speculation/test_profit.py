@@ -1,0 +1,37 @@
+"""Drafting that loses is left for longer and longer, and taken up again when it pays."""
+
+from __future__ import annotations
+
+from stoker.speculation.profit import Profit
+
+
+def drafted(profit: Profit, streams: int, saved: float, steps: int) -> int:
+    """In how many of so many steps drafts were looked for, each of which saved so much."""
+    count = 0
+    for _ in range(steps):
+        if profit.pays(streams):
+            profit.learn(streams, saved)
+            count += 1
+    return count
+
+
+def test_what_pays_goes_on() -> None:
+    assert drafted(Profit(), 1, 0.01, 1000) == 1000
+
+
+def test_what_loses_is_tried_less_and_less() -> None:
+    profit = Profit()
+    shares = [drafted(profit, 4, -0.05, 4096) / 4096 for _ in range(3)]
+    assert shares[0] < 0.2
+    assert shares[-1] < 0.08
+    assert drafted(profit, 3, 0.1, 10) == 10, "other numbers of streams are another matter"
+    drafted(profit, 4, 0.1, 1100)
+    assert drafted(profit, 4, 0.1, 500) == 500, "it pays again"
+    assert drafted(profit, 4, -0.1, 64 + 64) < 128, "and the first rest is short again"
+    assert drafted(profit, 4, 0.1, 64) >= 62
+
+
+def test_one_step_that_the_machine_held_up_is_no_loss() -> None:
+    profit = Profit()
+    profit.learn(1, -500.0)
+    assert drafted(profit, 1, 0.1, 200) == 200
