@@ -168,6 +168,7 @@ def main() -> None:
         "machine": describe_machine(),
         "threads": options.threads,
         "runs": options.runs,
+        "prompts": options.prompts,
         "answer_tokens": options.answer_tokens,
         "versions": versions,
         "rows": rows,

@@ -38,7 +38,8 @@ def _section(results: dict[str, Any]) -> Iterator[str]:
         f"{results['model']}, temperature {results['temperature']:g}, answers of at most "
         f"{results['answer_tokens']} tokens; `stoker bench speculation`, medians of {results['runs']} runs. "
         "Tokens/s without drafts, and with each drafter as a multiple of that; in brackets tokens per step "
-        "of a stream."
+        "of a stream. On the machine of these figures, which others share, two plain runs differ by up "
+        "to a tenth."
     )
     yield ""
     yield "| work, streams at once | plain | " + " | ".join(drafters) + " |"
@@ -60,8 +61,9 @@ def _peer(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     workloads = list(dict.fromkeys(row["workload"] for row in theirs["rows"]))
     yield from ("### Beside llama.cpp", "")
     yield (
-        f"The same prompts, one stream at a time, greedy, {theirs['threads']} threads, medians of "
-        f"{theirs['runs']} runs ({', '.join(theirs['versions'])}; {theirs['date']}): tokens/s, and the "
+        f"One stream at a time, greedy, {theirs['threads']} threads; of the same prompts llama.cpp's modes "
+        f"answered the first {theirs['prompts']} of each kind, {_runs(theirs['runs'])} "
+        f"({', '.join(theirs['versions'])}; {theirs['date']}): tokens/s, and the "
         "multiple of the same program's plain decoding. Drafts may change llama.cpp's answers; in brackets "
         "the share that they did not."
     )
@@ -73,6 +75,10 @@ def _peer(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
     for name, row_of in _modes(theirs["rows"]):
         yield f"| {name} | " + " | ".join(_cell(row_of.get(workload)) for workload in workloads) + " |"
     yield ""
+
+
+def _runs(count: int) -> str:
+    return f"medians of {count} runs" if count > 1 else "in one run"
 
 
 def _modes(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:

@@ -74,8 +74,9 @@ def measure_speculation(
         expected: dict[str, list[int]] | None = None
         warming = _engine(loaded, "off", bound)
         _run(warming, prompts[:_WARMING_PROMPTS], concurrency, temperature, _Measured())
-        for _ in range(runs):
-            for name in names:
+        for run in range(runs):
+            first = run % len(names)  # nobody always follows the same one
+            for name in (*names[first:], *names[:first]):
                 engine = _engine(loaded, "off" if name == PLAIN else name, bound)
                 answers = _run(engine, prompts, concurrency, temperature, measured[name])
                 expected = expected or answers

@@ -81,6 +81,7 @@ def test_the_table_stands_where_both_were_measured(tmp_path: Path) -> None:
         "date": "2026-01-02",
         "threads": 2,
         "runs": 3,
+        "prompts": 6,
         "versions": ["llama-cpp-python 1.2.3"],
         "rows": [*rows_of("copy", measured), *rows_of("chat", measured)],
     }
