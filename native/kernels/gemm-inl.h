@@ -145,6 +145,7 @@ inline void panel_sums(const PackedMatrix& m, int64_t panel, const QuantisedTile
       if (left == 1) STOKER_TILE(1);
       else if (left == 2) STOKER_TILE(2);
       else if (left <= 4) STOKER_TILE(4);
+      else if (left <= 6) STOKER_TILE(6);  // a draft of four or five: 0.9 of the time of 8
       else if (left <= 8) STOKER_TILE(8);
       else if (left <= 12) STOKER_TILE(12);
       else STOKER_TILE(16);

@@ -48,6 +48,9 @@ def test_an_interrupted_corpus_goes_on_as_it_would_have(text: TextEngine, tmp_pa
     assert sum(len(one.answer) for one in found.values()) >= 900
     question = text.tokenizer.decode(list(next(iter(found.values())).prompt))
     assert "user\n" in question
+    begun = [text.tokenizer.decode(list(found[n].prompt)) for n in (4, 5, 6, 7) if n in found]
+    assert begun
+    assert all("user\nWrite a Python function" in prompt for prompt in begun)
 
 
 def test_given_questions_are_asked_and_then_there_are_no_more(text: TextEngine, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Final
 from stoker.engine.plan import StepPlan
 
 TILE: Final = 16  # tokens that the kernels compute together
-_WIDTHS: Final = (0, 1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 16)  # of an incomplete one
+_WIDTHS: Final = (0, 1, 2, 4, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16)  # of an incomplete one
 # In parts of a step of one token, by the width of a tile. Measured in the engine with a model of 135 M
 # weights in 4 bits on two cores: reading the weights costs for 1 token what it costs for 4, so the curve is
 # flat there, and a straight line through it put three guesses at half a step.
 _SHAPE: Final[Mapping[int, float]] = MappingProxyType(
-    {0: 0.0, 1: 1.0, 2: 1.02, 4: 1.13, 8: 1.5, 12: 1.95, 16: 2.35}
+    {0: 0.0, 1: 1.0, 2: 1.02, 4: 1.13, 6: 1.33, 8: 1.48, 12: 1.95, 16: 2.35}
 )
 _BESIDE: Final = 0.85  # of what a tile takes alone, where it is not the first
 # Variances of logarithms. A step's time is off by 7 %; the machine's pace changes by 2 % from step to step,

@@ -1,7 +1,8 @@
 """Trains a draft head: what it says after its own guesses should be what the target says there.
 
-Loss: cross-entropy with the target's distribution over the draft vocabulary, at every unrolled step. A run
-is a function of the data and the options; it goes on from its last checkpoint.
+Loss: cross-entropy with the target's distribution over the draft vocabulary, at every unrolled step; after
+the tokens of questions as well as of answers, as the target has something to say after any text. A run is a
+function of the data and the options; it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ Progress = Callable[[int, float, Report | None], None]  # (steps done, loss, hel
 class _Batch(NamedTuple):
     token_ids: Tensor  # [B, L + 2]
     features: Tensor  # [B, L + 1, width]
-    wanted: Tensor  # [B, L] the token two places on is part of an answer
+    wanted: Tensor  # [B, L] the token two places on counts
 
 
 class Trainer:
@@ -223,10 +224,10 @@ class Trainer:
             for rows in self._groups(order):
                 skipped += 1
                 if skipped > self.step:
-                    yield self._batch(rows)
+                    yield self._batch(rows, with_questions=True)
 
     def _grouped(self, conversations: np.ndarray[Any, Any]) -> Iterator[_Batch]:
-        return (self._batch(rows) for rows in self._groups(conversations))
+        return (self._batch(rows, with_questions=False) for rows in self._groups(conversations))
 
     def _groups(self, conversations: np.ndarray[Any, Any]) -> Iterator[list[int]]:
         """Conversations of like length, `batch_tokens` together; a batch's are drawn from 256 neighbours."""
@@ -245,7 +246,7 @@ class Trainer:
             for index in rng.permutation(len(groups)):
                 yield groups[index]
 
-    def _batch(self, rows: list[int]) -> _Batch:
+    def _batch(self, rows: list[int], *, with_questions: bool) -> _Batch:
         data = self._data
         spans = [
             (int(data.starts[r]), min(int(data.starts[r + 1]), int(data.starts[r]) + _MOST_LENGTH))
@@ -259,7 +260,7 @@ class Trainer:
         for row, (begin, end) in enumerate(spans):
             token_ids[row, : end - begin] = data.token_ids[begin:end]
             features[row, : end - begin] = data.features[begin:end]
-            wanted[row, : end - begin - 2] = data.answers[begin + 2 : end]
+            wanted[row, : end - begin - 2] = with_questions | data.answers[begin + 2 : end]
         to = self.device
         return _Batch(
             torch.from_numpy(token_ids).to(to),

@@ -19,7 +19,7 @@ def plan(streams: int, context: int, prefill: int = 0) -> StepPlan:
 def machine_ms(made: StepPlan) -> float:
     context = sum(chunk.end * chunk.tokens for chunk in made.chunks)
     rest = made.tokens % 16
-    computed = made.tokens - rest + min(width for width in (0, 1, 2, 4, 8, 12, 16) if width >= rest)
+    computed = made.tokens - rest + min(width for width in (0, 1, 2, 4, 6, 8, 12, 16) if width >= rest)
     return 2.0 + 0.5 * computed + 0.25 * context / 1024
 
 

@@ -103,7 +103,7 @@ def test_alone_is_as_among_others(subject: Ask, alone: Answer, others: int, arri
     assert found.answers[str(place), 0] == alone
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 16, 17, 512])
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 6, 7, 16, 17, 512])
 def test_whole_is_as_in_chunks(subject: Ask, alone: Answer, chunk_tokens: int) -> None:
     assert run([subject], chunk_tokens=chunk_tokens).answers["0", 0] == alone
     asks = workload(5, seed=9)
