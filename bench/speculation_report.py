@@ -37,9 +37,9 @@ def _section(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{results['model']}, temperature {results['temperature']:g}, answers of at most "
         f"{results['answer_tokens']} tokens; `stoker bench speculation`, medians of {results['runs']} runs. "
-        "Tokens/s without drafts, and with each drafter as a multiple of that; in brackets tokens per step "
-        "of a stream. On the machine of these figures, which others share, two plain runs differ by up "
-        "to a tenth."
+        "Tokens/s without drafts, and with each drafter as a multiple of that; in brackets the multiple in "
+        "steps that compute no prompt, and tokens per step of a stream. On the machine of these figures, "
+        "which others share, two plain runs differ by up to a tenth."
     )
     yield ""
     yield "| work, streams at once | plain | " + " | ".join(drafters) + " |"
@@ -51,9 +51,14 @@ def _section(results: dict[str, Any]) -> Iterator[str]:
             if (row["workload"], row["concurrency"]) == (workload, concurrency)
         }
         cells = [f"{found[PLAIN]['tokens_per_s']:,.0f}"]
-        cells += [f"{found[n]['speedup']:.2f} x ({found[n]['tokens_per_step']:.2f})" for n in drafters]
+        cells += [_multiple(found[name]) for name in drafters]
         yield f"| {workload}, {concurrency} | " + " | ".join(cells) + " |"
     yield ""
+
+
+def _multiple(row: dict[str, Any]) -> str:
+    beside = [row[name] for name in ("decode_speedup", "tokens_per_step") if row.get(name) is not None]
+    return f"{row['speedup']:.2f} x ({', '.join(f'{number:.2f}' for number in beside)})"
 
 
 def _peer(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:

@@ -38,6 +38,7 @@ class _Measured:
     """One drafter at one workload and concurrency; one number for each run."""
 
     tokens_per_s: list[float] = field(default_factory=list)
+    decode_tokens_per_s: list[float] = field(default_factory=list)  # without steps in which an answer began
     drafted: int = 0
     accepted: int = 0
     tokens: int = 0
@@ -55,9 +56,12 @@ def measure_speculation(
     progress: Progress,
 ) -> dict[str, Any]:
     """What `stoker bench speculation` prints: `rows` of workload, concurrency, drafter, tokens_per_s, speedup
-    (over plain, run by run, median), acceptance (of drafted tokens), tokens_per_step (of one stream).
+    (over plain, run by run, median), decode_speedup (the same without the steps that computed a prompt and
+    began its answer, which drafts cannot help), acceptance (of drafted tokens), tokens_per_step (of one
+    stream).
 
-    Raises `RequestError` for a model without a chat template, `EngineError` if drafts changed an answer.
+    Raises `RequestError` for a model without a chat template or answers, `EngineError` if drafts changed an
+    answer.
     """
     loaded = load_text_engine(model, LoadOptions(threads, draft_model=draft_model), seeds=_OneSeed())
     if not loaded.tokenizer.chat_template:
@@ -80,6 +84,8 @@ def measure_speculation(
                 engine = _engine(loaded, "off" if name == PLAIN else name, bound)
                 answers = _run(engine, prompts, concurrency, temperature, measured[name])
                 expected = expected or answers
+                if not any(expected.values()):
+                    raise RequestError(f"{model.name} writes nothing; allowed: a model that answers")
                 if answers != expected:
                     raise EngineError(f"{name} changed an answer of {workload} at concurrency {concurrency}")
         rows += _rows(workload, concurrency, measured)
@@ -123,7 +129,8 @@ def _run(
     ]
     waiting = [(request, engine.encode(request)) for request in reversed(requests)]
     answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    opened = stream_steps = 0
+    opened = stream_steps = decode_tokens = 0
+    decode_s = 0.0
     started_s = time.perf_counter()
     while waiting or opened:
         while waiting and opened < concurrency:
@@ -132,16 +139,23 @@ def _run(
         step_s = time.perf_counter()
         events = engine.step()
         engine.engine.observe((time.perf_counter() - step_s) * 1000)
+        written, begins = 0, False
         for event in events:
             if isinstance(event, TokensEvent):
+                begins |= not answers[event.request_id]
+                written += len(event.token_ids)
                 answers[event.request_id] += event.token_ids
                 stream_steps += bool(event.token_ids)
             elif isinstance(event, DoneEvent):
                 opened -= 1
+        if written and not begins:
+            decode_tokens += written
+            decode_s += time.perf_counter() - step_s
     elapsed_s = time.perf_counter() - started_s
     stats = engine.engine.stats()
     tokens = sum(map(len, answers.values()))
     measured.tokens_per_s.append(tokens / elapsed_s)
+    measured.decode_tokens_per_s.append(decode_tokens / decode_s if decode_s else 0.0)
     measured.drafted += stats.drafted_tokens
     measured.accepted += stats.accepted_tokens
     measured.tokens += tokens
@@ -150,21 +164,26 @@ def _run(
 
 
 def _rows(workload: str, concurrency: int, measured: dict[str, _Measured]) -> list[dict[str, Any]]:
-    plain = measured[PLAIN].tokens_per_s
+    plain = measured[PLAIN]
     return [
         {
             "workload": workload,
             "concurrency": concurrency,
             "drafter": name,
             "tokens_per_s": round(statistics.median(one.tokens_per_s), 1),
-            "speedup": round(
-                statistics.median(a / b for a, b in zip(one.tokens_per_s, plain, strict=True)), 3
-            ),
+            "speedup": _speedup(one.tokens_per_s, plain.tokens_per_s),
+            "decode_speedup": _speedup(one.decode_tokens_per_s, plain.decode_tokens_per_s),
             "acceptance": round(one.accepted / one.drafted, 3) if one.drafted else None,
             "tokens_per_step": round(one.tokens / one.stream_steps, 2),
         }
         for name, one in measured.items()
     ]
+
+
+def _speedup(ours: Sequence[float], plain: Sequence[float]) -> float | None:
+    """Run by run, median; none where plain has no such steps."""
+    ratios = [a / b for a, b in zip(ours, plain, strict=True) if b]
+    return round(statistics.median(ratios), 3) if ratios else None
 
 
 class _OneSeed:

@@ -61,7 +61,7 @@ def bench_speculation(
         print_json(result)
     else:
         print_table(
-            ("WORKLOAD", "AT ONCE", "DRAFTER", "TOKENS/S", "SPEED-UP", "ACCEPTED", "TOKENS/STEP"),
+            ("WORKLOAD", "AT ONCE", "DRAFTER", "TOKENS/S", "SPEED-UP", "DECODING", "ACCEPTED", "TOKENS/STEP"),
             [_cells(row) for row in result["rows"]],
         )
     if plot is not None:
@@ -76,6 +76,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["drafter"],
         f"{row['tokens_per_s']:,.0f}",
         f"{row['speedup']:.2f} x",
+        "-" if row["decode_speedup"] is None else f"{row['decode_speedup']:.2f} x",
         accepted,
         f"{row['tokens_per_step']:.2f}",
     )

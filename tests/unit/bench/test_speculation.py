@@ -21,8 +21,8 @@ def test_prompts_are_different_and_the_same_every_time(workload: str) -> None:
 
 def measured() -> dict[str, _Measured]:
     return {
-        "plain": _Measured([100.0, 200.0, 100.0], 0, 0, 300, 300),
-        "auto": _Measured([150.0, 320.0, 140.0], 400, 100, 300, 200),
+        "plain": _Measured([100.0, 200.0, 100.0], [110.0, 220.0, 0.0], 0, 0, 300, 300),
+        "auto": _Measured([150.0, 320.0, 140.0], [220.0, 396.0, 0.0], 400, 100, 300, 200),
     }
 
 
@@ -35,6 +35,7 @@ def test_rows_compare_run_by_run() -> None:
         "drafter": "auto",
         "tokens_per_s": 150.0,
         "speedup": 1.5,  # the median of 1.5, 1.6 and 1.4
+        "decode_speedup": 1.9,  # of 2.0 and 1.8; the last run has no such steps
         "acceptance": 0.25,
         "tokens_per_step": 1.5,
     }
