@@ -29,8 +29,8 @@ class EagleDrafters:
     name = "eagle"
     # As measured on held-out answers: by confidence, from the target's state and from its own.
     chances = (
-        *(0.1, 0.1, 0.2, 0.2, 0.35, 0.3, 0.5, 0.4, 0.6, 0.55, 0.77, 0.6, 0.88, 0.75, 0.97, 0.95),
-        *(0.05, 0.18, 0.25, 0.3, 0.3, 0.3, 0.3, 0.3),  # of alternatives, by their share
+        *(0.2, 0.15, 0.35, 0.35, 0.5, 0.5, 0.65, 0.65, 0.78, 0.78, 0.9, 0.9, 0.94, 0.94, 0.98, 0.98),
+        *(0.1, 0.2, 0.35, 0.5, 0.5, 0.5, 0.5, 0.5),  # of alternatives, by their share
     )
 
     def __init__(self, head: DraftHead, sampler: Samples) -> None:
