@@ -121,6 +121,7 @@ def page(browser: Browser, server: Server) -> Browser:
 def _open(browser: Browser, server: Server) -> Browser:
     browser.size(1280, 860)
     browser.prefer(prefers_color_scheme="light")
+    browser.open("about:blank")  # the page before still asks its server, which may have gone
     browser.console()
     browser.requested_urls()
     browser.open(server.url)

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import httpx
@@ -42,13 +43,14 @@ class Server:
         choice, details = found["choices"][0], found["usage"]["prompt_tokens_details"]
         return choice["token_ids"], choice["text"], details["cached_tokens"]
 
-    def stream(self, number: int, *, max_tokens: int) -> tuple[list[int], str]:
-        """The same, as it comes."""
+    def stream(self, number: int, *, max_tokens: int, came: Callable[[], None]) -> tuple[list[int], str]:
+        """The same, as it comes; `came` is called at each piece."""
         token_ids: list[int] = []
         text, ends, asked = "", 0, {**body(number, max_tokens), "stream": True}
         with httpx.stream("POST", f"{self.url}/v1/completions", json=asked, timeout=240) as reply:
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
+                    came()
                     choice = json.loads(line[6:])["choices"][0]
                     token_ids += choice.get("token_ids") or []
                     text += choice["text"]
@@ -139,19 +141,24 @@ def test_a_known_prefix_outlives_the_server(
 
 
 def test_streams_go_on_when_the_engine_is_killed(home: Path, smollm2_path: Path) -> None:
+    pieces = Semaphore(0)
     with serving(home, smollm2_path, "--no-disk-cache") as server, ThreadPoolExecutor(8) as pool:
-        whole = list(pool.map(lambda i: server.ask(i, max_tokens=160)[:2], range(8)))
-        waiting = [pool.submit(server.stream, i, max_tokens=160) for i in range(8)]
-        workers = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-        killed = 0
-        for _ in range(2):
-            while server.stats()["running"] < 8 and not all(task.done() for task in waiting):
-                time.sleep(0.02)
-            time.sleep(0.2)
-            if not all(task.done() for task in waiting):
-                for pid in workers.read_text().split():
-                    os.kill(int(pid), signal.SIGKILL)
-                    killed += 1
+        whole = list(pool.map(lambda i: server.ask(i, max_tokens=400)[:2], range(8)))
+        waiting = [pool.submit(server.stream, i, max_tokens=400, came=pieces.release) for i in range(8)]
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        killed: set[int] = set()
+        for _ in range(2):  # as soon as streams are under way: what is known is drafted, and comes fast
+            for _ in range(24):
+                assert pieces.acquire(timeout=60)
+            assert not all(task.done() for task in waiting)
+            workers = {int(pid) for pid in children.read_text().split()}
+            assert workers
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            killed |= workers
+            while not {int(pid) for pid in children.read_text().split()} - killed:
+                time.sleep(0.01)
+            while pieces.acquire(blocking=False):  # what was on its way when the engine ended
+                pass
         assert [task.result() for task in waiting] == whole
-        assert killed > 0
         assert server.stats()["blocks_held"] == 0
