@@ -13,6 +13,7 @@
 
 #include "bind_sample.h"
 #include "check_batch.h"
+#include "draft_chain.h"
 #include "pack.h"
 #include "program.h"
 
@@ -111,6 +112,45 @@ nb::tuple run(LoadedProgram& self, Ints token_ids, Ints positions, Ints query_st
   return nb::make_tuple(view(out, b.rows, self.program.output_width()), b.hidden ? view(self.program.hidden(), b.hidden, width) : nb::none());
 }
 
+void check_block(const KvCache& cache, int64_t block) {
+  if (block < 0 || block >= cache.blocks())
+    throw std::invalid_argument("block " + std::to_string(block) + "; allowed: 0 to " + std::to_string(cache.blocks() - 1));
+}
+
+nb::tuple draft(LoadedProgram& self, LoadedProgram& own, Ints token_ids, int64_t start, const FloatTable& states, Ints table, Ints ids,
+                int64_t passes, float least_reached) {
+  if (self.cache != own.cache || !own.program.hidden_width() || self.program.hidden_width() != own.program.hidden_width())
+    throw std::invalid_argument("own is another model's program; allowed: one on the same keys and values, with states as wide");
+  const int64_t most = own.context_tokens, count = std::min((int64_t)token_ids.size(), most);
+  start = std::clamp<int64_t>(start, -1, most), passes = std::clamp<int64_t>(passes, 0, most);
+  const int64_t end = start + count;
+  if (count < 1 || start < 0 || passes < 1 || end + passes - 1 > most)
+    throw std::invalid_argument(std::to_string(count) + " tokens from " + std::to_string(start) + " and " + std::to_string(passes) +
+                                " passes; allowed: 1 or more of each, up to position " + std::to_string(own.context_tokens));
+  if ((int64_t)table.size() * kBlockTokens < end + passes - 1)
+    throw std::invalid_argument("the block table has " + std::to_string(table.size()) + " blocks; allowed: as many as " +
+                                std::to_string(end + passes - 1) + " tokens take");
+  std::vector<int32_t> positions((size_t)count);
+  for (int64_t i = 0; i < count; ++i) positions[(size_t)i] = (int32_t)(start + i);
+  const int32_t begin[2] = {0, (int32_t)count}, kv = (int32_t)end, last = (int32_t)count - 1;
+  const BatchView b{count, 1, (int64_t)table.size(), 1, token_ids.data(), positions.data(), begin, &kv, table.data(), &last, 1, &last};
+  if ((int64_t)ids.size() != self.program.output_width() || (int64_t)ids.size() != own.program.output_width())
+    throw std::invalid_argument(std::to_string(ids.size()) + " ids; allowed: " + std::to_string(own.program.output_width()) + ", one for each logit");
+  if (count > self.program.max_tokens())
+    throw std::invalid_argument("a step of " + std::to_string(count) + " tokens; allowed: up to " + std::to_string(self.program.max_tokens()));
+  check_batch(b, self.vocabulary, self.cache->blocks(), self.context_tokens);
+  for (int64_t i = 0; i < (int64_t)table.size(); ++i) check_block(*self.cache, table.data()[i]);
+  std::vector<Likeliest> found;
+  {
+    nb::gil_scoped_release release;
+    self.program.set_input(states.data(), (int64_t)states.shape(0), (int64_t)states.shape(1));
+    found = draft_chain(self.program, own.program, b, {passes, least_reached, ids.data(), own.vocabulary});
+  }
+  nb::list out;
+  for (const Likeliest& one : found) out.append(nb::make_tuple(one.first, one.share, one.second, one.second_share));
+  return nb::tuple(out);
+}
+
 void bind_steps(nb::class_<LoadedProgram>& c) {
   c.def("float_buffer", [](LoadedProgram& s, int64_t width, Rows rows) { return s.program.float_buffer(width, rows); },
         "width"_a, "rows"_a)
@@ -174,12 +214,8 @@ void bind_steps(nb::class_<LoadedProgram>& c) {
       .def("softcap", [](LoadedProgram& s, int x, int out, float c) { s.program.add(SoftcapStep{x, out, c}); }, "x"_a, "out"_a, "cap"_a)
       .def("select", [](LoadedProgram& s, int x, int out, Rows rows) { s.program.add(SelectStep{x, out, rows}); }, "x"_a, "out"_a,
            "rows"_a)
-      .def("return_hidden", [](LoadedProgram& s, int buffer) { s.program.return_hidden(buffer); }, "buffer"_a);
-}
-
-void check_block(const KvCache& cache, int64_t block) {
-  if (block < 0 || block >= cache.blocks())
-    throw std::invalid_argument("block " + std::to_string(block) + "; allowed: 0 to " + std::to_string(cache.blocks() - 1));
+      .def("return_hidden", [](LoadedProgram& s, int buffer) { s.program.return_hidden(buffer); }, "buffer"_a)
+      .def_prop_ro("hidden_width", [](const LoadedProgram& s) { return s.program.hidden_width(1); });
 }
 
 // Median-of-5 rates of this machine with `threads` threads: bytes read per second from memory that no cache
@@ -303,7 +339,9 @@ NB_MODULE(_native, m) {
            "token_ids"_a, "positions"_a, "query_start"_a, "kv_tokens"_a, "block_tables"_a, "logit_rows"_a, "hidden_rows"_a,
            "kv_copies"_a, "most"_a)
       .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(), "kv_tokens"_a.noconvert(),
-           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "hidden_rows"_a.noconvert(), "kv_copies"_a.noconvert());
+           "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(), "hidden_rows"_a.noconvert(), "kv_copies"_a.noconvert())
+      .def("draft", &draft, "own"_a, "token_ids"_a.noconvert(), "start"_a, "states"_a.noconvert(), "block_table"_a.noconvert(),
+           "ids"_a.noconvert(), "passes"_a, "least_reached"_a);
   bind_steps(program);
   bind_sample(m);
 }

@@ -112,6 +112,12 @@ struct AttentionScratch {
   int32_t flat[kUnitRows], position[kUnitRows];  // of each row: its index into [T][heads], its token's position
 };
 
+// Of a row of logits: places, -1 for none, and shares of the distribution.
+struct Likeliest {
+  int32_t first = -1, second = -1;
+  float share = 0, second_share = 0;
+};
+
 struct KernelTable {
   const char* name;
   void (*rms_norm)(const float*, const float*, int64_t, float, float*, int64_t, int64_t);
@@ -135,6 +141,7 @@ struct KernelTable {
   void (*attend_shared)(const AttentionTask&, const SharedUnit&, const SharedUnit* next, AttentionScratch&);
   void (*finish)(const AttentionTask&, const AttentionUnit&, float* partials, int64_t stride, int64_t splits);
   void (*sample_row)(const SampleTask&, SampleOutput&, SampleScratch&);
+  void (*likeliest)(const float* logits, int64_t n, Likeliest&);  // n: a multiple of 16
   uint64_t (*read_bytes)(const uint8_t*, int64_t bytes);
   uint64_t (*int8_dots)(int64_t rounds);  // 8 dots of 64 products a round
 };

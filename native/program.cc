@@ -156,14 +156,74 @@ size_t Program::run_by_rows(const BatchView& batch, size_t first, int64_t chunk)
   return last;
 }
 
+// What a thread of the whole pool reads first of a linear layer; nothing of any other step.
+ThreadPool::Reads Program::reads_of(const Step& step, int thread) const {
+  constexpr int64_t kMostBytes = 64 << 10;  // a sixteenth of a core's own caches: more is not fetched while it waits
+  ThreadPool::Reads reads;
+  const auto from = [](const PackedMatrix& m, int64_t begin, int64_t end, int64_t most) {
+    return ThreadPool::Memory{m.panel(begin), std::min(most, (end - begin) * m.panel_bytes)};
+  };
+  if (const GatedLinearStep* gated = std::get_if<GatedLinearStep>(&step)) {
+    const int64_t pairs = gated->gate->rows / 32;
+    const auto [begin, end] = pool_.share_of(pairs, grain_for(pairs), thread);
+    reads = {from(*gated->gate, 2 * begin, 2 * end, kMostBytes / 2), from(*gated->up, 2 * begin, 2 * end, kMostBytes / 2)};
+  } else if (const LinearStep* linear = std::get_if<LinearStep>(&step)) {
+    int64_t panels = 0;
+    for (const LinearPart& part : linear->parts) panels += part.weight->panels;
+    auto [begin, end] = pool_.share_of(panels, grain_for(panels), thread);
+    for (const LinearPart& part : linear->parts) {
+      const int64_t own = part.weight->panels;
+      if (begin >= 0 && begin < own) reads[0] = from(*part.weight, begin, std::min(end, own), kMostBytes);
+      begin -= own, end -= own;
+    }
+  }
+  return reads;
+}
+
+void Program::find_reads() {
+  if (pool_.threads() == 1 || reads_after_.size() == steps_.size()) return;
+  reads_after_.assign(steps_.size(), {});
+  size_t next = steps_.size();
+  for (size_t i = steps_.size(); i-- > 0;) {
+    // Told once, after the linear layer before: what a thread has fetched it need not be told again.
+    if (next < steps_.size() && (i == 0 || std::holds_alternative<LinearStep>(steps_[i]) || std::holds_alternative<GatedLinearStep>(steps_[i])))
+      for (int t = 0; t < pool_.threads(); ++t) reads_after_[i].push_back(reads_of(steps_[next], t));
+    if (std::holds_alternative<LinearStep>(steps_[i]) || std::holds_alternative<GatedLinearStep>(steps_[i])) next = i;
+  }
+}
+
+// Before a step is run: between two linear layers DRAM would be idle otherwise.
+void Program::announce_reads(size_t place) {
+  if (reads_after_.empty()) return;
+  const std::vector<ThreadPool::Reads>& reads = reads_after_[place];
+  for (size_t t = 0; t < reads.size(); ++t) pool_.will_read((int)t, reads[t]);
+}
+
 const float* Program::run(const BatchView& batch) {
   prepare(batch);
+  find_reads();
   size_t next = 0;
   if (const int64_t chunk = rows_per_chunk(batch.tokens))
     while (next < steps_.size() && !std::holds_alternative<SelectStep>(steps_[next])) next = run_by_rows(batch, next, chunk);
   StepRunner runner{*this, batch, 0, batch.tokens};
-  for (; next < steps_.size(); ++next) std::visit(runner, steps_[next]);
+  for (; next < steps_.size(); ++next) {
+    announce_reads(next);
+    std::visit(runner, steps_[next]);
+  }
+  if (hidden_.size() > 1) join_hidden(batch.hidden);
   return floats(output_);
+}
+
+void Program::join_hidden(int64_t rows) {
+  const int64_t all = hidden_width();
+  hidden_rows_.grow((size_t)(rows * all));
+  int64_t column = 0;
+  for (const int buffer : hidden_) {
+    const int64_t width = floats_[(size_t)buffer].width;
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(floats(buffer) + r * width, width, hidden_rows_.data() + r * all + column);
+    column += width;
+  }
 }
 
 void Program::run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before) {

@@ -2,6 +2,8 @@
 // Python (src/stoker/kernels/native.py) lowers a Program of ops to these steps, fusing on the way; the core
 // only executes. Every step works on rows (tokens), panels, or (sequence, head, split) units.
 #pragma once
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <variant>
@@ -121,7 +123,8 @@ class Program {
   void add(Step step);
   // What the next run's InputStep hands on: a row of floats for each of its tokens; copied.
   void set_input(const float* rows, int64_t count, int64_t width);
-  void return_hidden(int buffer) { hidden_ = buffer; }  // a float buffer of Rows::hidden
+  // One float buffer of Rows::hidden or several, whose rows run() lays side by side.
+  void return_hidden(int buffer) { hidden_.push_back(buffer); }
 
   // Runs the batch and chooses, for each norm whose result is quantised, the columns that coarsen their groups
   // most: up to `most` per norm. Once, before the first run; see calibrate.cc.
@@ -130,11 +133,16 @@ class Program {
   // Runs every step; returns the last step's float buffer, [batch.rows][width], valid until the next run.
   const float* run(const BatchView& batch);
   // Of the last run, [batch.hidden][width], valid until the next; null and 0 of a program without hidden states.
-  const float* hidden() { return floats(hidden_); }
+  const float* hidden() { return hidden_.size() == 1 ? floats(hidden_[0]) : hidden_rows_.data(); }
   int64_t output_width() const { return floats_[(size_t)output_].width; }
-  int64_t hidden_width() const { return hidden_ < 0 ? 0 : floats_[(size_t)hidden_].width; }
+  int64_t hidden_width(size_t buffers = SIZE_MAX) const {  // of the first ones, at most so many
+    int64_t width = 0;
+    for (size_t i = 0; i < hidden_.size() && i < buffers; ++i) width += floats_[(size_t)hidden_[i]].width;
+    return width;
+  }
   int64_t buffer_bytes() const;
   int64_t max_tokens() const { return max_tokens_; }
+  const KernelTable& kernels() const { return kernels_; }
 
  private:
   friend struct StepRunner;
@@ -187,6 +195,12 @@ class Program {
   bool shares(const AttentionStep& step) const;  // some rows of the batch are computed in shared units
   int64_t rows_per_chunk(int64_t tokens) const;
   size_t run_by_rows(const BatchView& batch, size_t first, int64_t chunk);
+  void join_hidden(int64_t rows);
+  // Chunks so that each thread gets several (the cores are not equally free), but no more than needed.
+  int64_t grain_for(int64_t count) const { return std::clamp<int64_t>(count / (pool_.threads() * 6), 1, 32); }
+  void find_reads();
+  ThreadPool::Reads reads_of(const Step& step, int thread) const;
+  void announce_reads(size_t place);
   void run_watched(const BatchView& batch, const std::function<void(Step&, int64_t rows)>& before);
 
   ThreadPool& pool_;
@@ -194,8 +208,11 @@ class Program {
   const KernelTable& kernels_;
   int64_t max_tokens_;
   std::vector<Step> steps_;
+  // [steps][threads] what a thread reads first in the next linear layer after a step; empty for one thread
+  std::vector<std::vector<ThreadPool::Reads>> reads_after_;
   int output_ = -1;           // float buffer of the last step
-  int hidden_ = -1;
+  std::vector<int> hidden_;
+  GrowingArray<float> hidden_rows_;  // of several buffers
   size_t most_outliers_ = 0;  // of any norm
   std::vector<FloatBuffer> floats_;
   std::vector<QuantisedBuffer> quantised_;

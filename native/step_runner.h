@@ -54,8 +54,7 @@ struct StepRunner {
     if (thread == kWholePool) p.pool_.run(count, grain, std::forward<Work>(work));
     else work((int64_t)0, count, thread);
   }
-  // Chunks so that each thread gets several (the cores are not equally free), but no more than needed.
-  int64_t grain_for(int64_t count) const { return std::clamp<int64_t>(count / (p.pool_.threads() * 6), 1, 32); }
+  int64_t grain_for(int64_t count) const { return p.grain_for(count); }
   // work(begin, end) over this runner's rows.
   template <class Work>
   void over_rows(int64_t least_grain, Work&& work) {

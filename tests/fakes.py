@@ -70,6 +70,11 @@ class ScriptedInterpreter:
                 out[:] = scripted_logits(self._read(table, int(batch.positions[row]) + 1), len(out))
         return logits
 
+    @property
+    def draft_states(self) -> Float32:
+        """Nothing stands beside the hidden states."""
+        return self.hidden_states
+
     def copy_block(self, source: int, destination: int) -> None:
         """Copy one block's slots."""
         self._slots[destination] = self._slots[source]

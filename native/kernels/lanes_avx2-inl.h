@@ -203,7 +203,7 @@ inline I32 dot4_signed(I32 acc, const uint8_t* p, U8x64 v) {
   const __m256i u = four_bytes(p);
   return STOKER_EACH(dot4_full_half(acc.v[0], u, v.v[0]), dot4_full_half(acc.v[1], u, v.v[1]));
 }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }  // as for AVX-512
 #undef STOKER_BINARY
 #undef STOKER_COMPARE_F32
 #undef STOKER_EACH

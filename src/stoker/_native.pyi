@@ -153,8 +153,27 @@ class Program:
     def set_input(self, rows: _Float32) -> None:
         """What the next `run` hands on as the program's input: a row for each of its tokens; copied."""
 
+    def draft(
+        self,
+        own: Program,
+        token_ids: _Int32,
+        start: int,
+        states: _Float32,
+        block_table: _Int32,
+        ids: _Int32,
+        passes: int,
+        least_reached: float,
+    ) -> tuple[tuple[int, float, int, float], ...]:
+        """A draft head's passes: this one after the states of tokens from `start` on, then `own` after the
+        likeliest tokens. Of each pass (id, share, second id, its share); -1 for none.
+        """
+
     def return_hidden(self, buffer: int) -> None:
-        """The float buffer, of `Rows.HIDDEN`, that `run` gives as hidden states."""
+        """A float buffer, of `Rows.HIDDEN`, that `run` gives as hidden states, beside those named before."""
+
+    @property
+    def hidden_width(self) -> int:
+        """Numbers of the first of them."""
 
 class SampleWorkspace:
     """Working memory for sampling on one pool's threads."""

@@ -20,7 +20,7 @@ DIGEST = "0123456789abcdef" * 4
 WINDOW = 48
 
 
-def shape_for(config: ModelConfig) -> HeadShape:
+def shape_for(config: ModelConfig, layers: tuple[int, ...] = ()) -> HeadShape:
     return HeadShape(
         width=config.width,
         feed_forward=config.feed_forward,
@@ -30,6 +30,7 @@ def shape_for(config: ModelConfig) -> HeadShape:
         norm_eps=config.norm_eps,
         rope_base=config.rope_base,
         window=WINDOW,
+        layers=layers,
     )
 
 
@@ -48,9 +49,9 @@ def random_tensors(shape: HeadShape | MedusaShape, seed: int = 0) -> dict[str, n
 
 
 def write_random_head(path: Path, config: ModelConfig, **changes: Any) -> Path:
-    """`changes`: other arguments of `write_head`, and fields of its identity."""
-    kind = changes.get("kind")
-    shape = medusa_shape_for(config) if kind == "medusa" else shape_for(config)
+    """`changes`: the layers that it reads, other arguments of `write_head`, and fields of its identity."""
+    kind, layers = changes.get("kind"), changes.pop("layers", ())
+    shape = medusa_shape_for(config) if kind == "medusa" else shape_for(config, layers)
     identity = {
         name: changes.pop(name, value)
         for name, value in {

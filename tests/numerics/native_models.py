@@ -148,12 +148,22 @@ def random_k_blocks(kind: str, rows: int, columns: int, generator: np.random.Gen
 
 
 def open_native(
-    path: Path, kv_type: KvType = "int8", *, threads: int = 1, batch_tokens: int = 1100
+    path: Path,
+    kv_type: KvType = "int8",
+    *,
+    threads: int = 1,
+    batch_tokens: int = 1100,
+    draft_layers: tuple[int, ...] = (),
 ) -> NativeInterpreter:
     """The model of a file. The KV cap is address space; what a test does not write costs nothing."""
     with GGUFFile.open(path) as file:
         return load_native(
-            file, threads=threads, kv_bytes=1 << 28, batch_tokens=batch_tokens, kv_type=kv_type
+            file,
+            threads=threads,
+            kv_bytes=1 << 28,
+            batch_tokens=batch_tokens,
+            kv_type=kv_type,
+            draft_layers=draft_layers,
         )
 
 

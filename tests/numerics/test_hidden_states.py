@@ -19,23 +19,29 @@ from tests.numerics.test_native_reference import F16_KV_TOLERANCE, GOLDENS, both
 from tests.numerics.test_reference_models import TINY, TOLERANCE
 from tests.numerics.test_reference_models import load as load_golden
 
-from stoker.api.errors import EngineError
+from stoker.api.errors import EngineError, ModelFormatError
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.native import KvType, NativeInterpreter
 from stoker.kernels.program import Linear
 from stoker.kernels.reference import ReferenceInterpreter, linear
+from stoker.models.layers import with_draft_states
 
 LONG = 581  # past a split of 512, not a multiple of anything
 
 
 def chunked_hidden(interpreter: Interpreter, token_ids: list[int], chunks: list[int]) -> np.ndarray:
     """Hidden states of every position, float32 [T, width], computed alone, in these chunks, no logits."""
+    return chunked_draft(interpreter, token_ids, chunks)[:, : interpreter.hidden_states.shape[1]]
+
+
+def chunked_draft(interpreter: Interpreter, token_ids: list[int], chunks: list[int]) -> np.ndarray:
+    """The same with what stands beside them, float32 [T, all widths]."""
     story = Story(token_ids, range(blocks_for(len(token_ids))))
     found = []
     for count in chunks:
         logits = interpreter.run(make_batch([story.next(count)], [], range(count)))
         assert len(logits) == 0
-        found.append(interpreter.hidden_states.copy())
+        found.append(interpreter.draft_states.copy())
     return np.concatenate(found)
 
 
@@ -110,11 +116,47 @@ def test_others_in_the_batch_and_logits_beside_it(
     assert_same_bits(np.concatenate(found), expected(name, kv_type))
 
 
+@each_model
+@each_kv_type
+def test_draft_states_change_no_bit_of_the_rest(
+    name: str, kv_type: KvType, opened: Opened, expected: Any, tmp_path: Path
+) -> None:
+    """A program that also says what goes into its layers gives the logits and hidden states that it gave, and
+    the same states whatever the chunks and threads; the first layer's are the normed embeddings' alone."""
+    path = BY_NAME[name].write(tmp_path)
+    config = BY_NAME[name].config
+    text = ids(name)[:LONG]
+    whole = open_native(path, kv_type, draft_layers=(0, 1))
+    states = chunked_draft(whole, text, [LONG])
+    assert states.shape == (LONG, 3 * config.width)
+    assert_same_bits(states[:, : config.width], expected(name, kv_type))
+    first, again = text.index(text[-1]), len(text) - 1
+    assert first != again
+    assert_same_bits(
+        states[first, config.width : 2 * config.width], states[again, config.width : 2 * config.width]
+    )
+    for threads, size in ((1, 17), (2, 100), (2, 512)):
+        other = open_native(path, kv_type, threads=threads, draft_layers=(0, 1))
+        assert_same_bits(chunked_draft(other, text, in_chunks(LONG, size)), states)
+    rows = [3, 40, 99]
+    batch = make_batch([(text[:100], 0, range(blocks_for(100)))], rows, [5, 99])
+    logits = opened(name, kv_type).run(batch).copy()
+    assert_same_bits(whole.run(batch), logits)
+    assert_same_bits(whole.draft_states, states[[5, 99]])
+
+
+def test_layers_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    path = BY_NAME["llama-f32"].write(tmp_path)
+    with pytest.raises(ModelFormatError, match="layer 2 are wanted; allowed: 0 to 1"):
+        open_native(path, draft_layers=(0, 2))
+
+
 def test_a_step_without_hidden_rows_has_none(opened: Opened) -> None:
     interpreter = opened("llama-f32", "int8")
     interpreter.run(whole_text([1, 2, 3]))
-    with pytest.raises(EngineError, match="no hidden rows"):
-        _ = interpreter.hidden_states
+    for states in ("hidden_states", "draft_states"):
+        with pytest.raises(EngineError, match="no hidden rows"):
+            getattr(interpreter, states)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -123,6 +165,8 @@ def test_against_the_reference(name: str, kv_type: KvType) -> None:
     """Their product with the output matrix is the golden logits; the core's are the reference's, as exact as
     its logits are (bounds of test_native_reference)."""
     program, weights, token_ids, golden = load_golden(name)
+    last = len(program.kv_layers) - 1
+    program = with_draft_states(program, (last,))
     reference = ReferenceInterpreter(program, weights, num_blocks=2, kv_type="float16")
     rows = range(len(token_ids))
     batch = make_batch([(token_ids, 0, range(blocks_for(len(token_ids))))], [3], rows)
@@ -134,13 +178,17 @@ def test_against_the_reference(name: str, kv_type: KvType) -> None:
     if output.out == "logits":  # else a softcap follows
         product = linear(same, weight() if callable(weight) else weight)
         np.testing.assert_allclose(product, golden, rtol=0, atol=4 * 2.0**-11 * float(np.abs(golden).max()))
-    native = open_native(GOLDENS / f"{name}.gguf", kv_type)
+    native = open_native(GOLDENS / f"{name}.gguf", kv_type, draft_layers=(last,))
     native.run(batch)
-    if kv_type == "f16":
-        peak = float(np.abs(same).max())
-        np.testing.assert_allclose(native.hidden_states, same, rtol=0, atol=F16_KV_TOLERANCE * peak)
-    else:
-        assert relative_rms(native.hidden_states, same) < 0.025
+    width = same.shape[1]
+    beside = reference.draft_states[:, width:]
+    assert beside.shape == same.shape
+    for ours, theirs in ((native.hidden_states, same), (native.draft_states[:, width:], beside)):
+        if kv_type == "f16":
+            peak = float(np.abs(theirs).max())
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=F16_KV_TOLERANCE * peak)
+        else:
+            assert relative_rms(ours, theirs) < 0.025
 
 
 @pytest.mark.parametrize("name", ["llama-q4_1", "gemma3-q5_k"])

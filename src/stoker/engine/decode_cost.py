@@ -28,6 +28,10 @@ _UNSEEN: Final = 0.2**2
 _UNKNOWN_PACE: Final = 100.0
 _MOST_DEVIATIONS: Final = 3.0  # a step that is further off tells of the machine, not of its size
 _FIRST_STEPS: Final = 4  # observations before the pace is believed
+# A size that seemed dear, as its first steps fell into a slow moment, is not asked for again:
+# in one run of some ten, drafts of three were given up for good after four steps, and answers took a fifth
+# longer. After so many steps without it, it is as if it had not been seen.
+_FORGOTTEN_STEPS: Final = 128
 
 
 @dataclass(slots=True)
@@ -56,6 +60,7 @@ class DecodeCost:
     def __init__(self) -> None:
         self._pace = _Estimate(0.0, _UNKNOWN_PACE)
         self._sizes: dict[int, _Estimate] = {}  # by `tiled` tokens
+        self._seen: dict[int, int] = {}  # at which step a size was seen last, in this order
         self._steps = 0
         self._predicted_ms: dict[int, float] = {}  # by the same, until the next observation
 
@@ -82,6 +87,11 @@ class DecodeCost:
         own.learn(error, variance)
         pace.learn(error, variance)
         self._steps += 1
+        self._seen.pop(size, None)
+        self._seen[size] = self._steps
+        oldest = next(iter(self._seen))
+        if self._steps - self._seen[oldest] > _FORGOTTEN_STEPS:
+            del self._seen[oldest], self._sizes[oldest]
         self._predicted_ms.clear()
 
     def predict_ms(self, tokens: int) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stoker.api.errors import StokerError
+from stoker.api.errors import ModelFormatError, StokerError
 from stoker.kernels.native import NativeInterpreter
 from stoker.sampling.sampler import Sampler
 from stoker.speculation import Drafters, drafter_names
 from stoker.speculation.eagle import EagleDrafters
 from stoker.speculation.head import DraftHead
-from stoker.speculation.head_file import head_kind, load_head
+from stoker.speculation.head_file import FoundHead, find_head, load_head
 from stoker.speculation.head_format import EAGLE, KINDS
 from stoker.speculation.medusa import MedusaDrafters
 from stoker.weights.digest import weights_digest
@@ -24,6 +24,19 @@ SHIPPED: Final = Path(__file__).parent.parent / "speculation" / "heads"
 _DIGEST_CHARS: Final = 16  # of a target's digest, at the end of the file name of its head
 
 
+class ChosenHeads(NamedTuple):
+    """Files by kind, the first that can be used to be taken; what is to be said of those that could not."""
+
+    target_digest: str
+    found: Mapping[str, list[FoundHead]]
+    notes: tuple[str, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Of the target, whose inputs a head reads."""
+        return next((files[0].layers for files in self.found.values() if files[0].layers), ())
+
+
 class Heads(NamedTuple):
     """Drafters by name, and what is to be said of those that could not be had."""
 
@@ -31,45 +44,31 @@ class Heads(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def load_heads(
-    target: GGUFFile, interpreter: NativeInterpreter, sampler: Sampler, speculation: str, named: str | None
-) -> Heads:
-    """The draft heads for an open model, of each kind that the option wants the first that there is.
+def choose_heads(target: GGUFFile, speculation: str, named: str | None) -> ChosenHeads:
+    """For an open model that is yet to be loaded: of each kind that the option wants the first that there is.
 
     A head that cannot be used is no error, as answers do not depend on it: a note says why.
     """
     wanted = [kind for kind in drafter_names(speculation) if kind in KINDS]
     if not wanted:
-        return Heads({})
-    drafters: dict[str, Drafters] = {}
+        return ChosenHeads("", {}, ())
+    found: dict[str, list[FoundHead]] = {}
     notes: list[str] = []
     try:
         digest = _digest(target)
     except (StokerError, OSError) as error:
-        return Heads({}, (f"no drafts by a head: {error}",))
+        return ChosenHeads("", {}, (f"no drafts by a head: {error}",))
     paths = (Path(named),) if named is not None else tuple(_heads_for(digest))
     for path in paths:
         try:
-            kind = head_kind(path)
-            if kind not in wanted or kind in drafters:
-                continue
-            assert interpreter.embedding is not None
-            head = load_head(
-                path,
-                target,
-                interpreter.embedding,
-                interpreter.pool,
-                target_digest=digest,
-                context_tokens=interpreter.context_tokens,
-            )
+            one = find_head(path, target, digest, kinds=wanted)
         except (StokerError, OSError) as error:
-            notes.append(f"no drafts by a head: {error}")
+            if len(found) < len(wanted):
+                notes.append(f"no drafts by a head: {error}")
             continue
-        if isinstance(head, DraftHead):
-            drafters[kind] = EagleDrafters(head, sampler)
-        else:
-            drafters[kind] = MedusaDrafters(head, sampler)
-    missing = [kind for kind in wanted if kind not in drafters]
+        if one is not None:
+            found.setdefault(one.kind, []).append(one)
+    missing = [kind for kind in wanted if kind not in found]
     if missing and not notes and speculation != "auto":
         where = named or ", ".join(map(str, head_folders()))
         kinds = " or ".join(missing)
@@ -77,7 +76,46 @@ def load_heads(
             f"no drafts by a head: there is no {kinds} head for this model in {where}; "
             f"stoker train-draft --kind {missing[0]}"
         )
+    return ChosenHeads(digest, found, tuple(notes))
+
+
+def load_heads(
+    chosen: ChosenHeads, target: GGUFFile, interpreter: NativeInterpreter, sampler: Sampler
+) -> Heads:
+    """The heads' numbers, bound to their target, which was loaded with the layers they read. Again a note
+    says why one cannot be used."""
+    drafters: dict[str, Drafters] = {}
+    notes = list(chosen.notes)
+    for kind, files in chosen.found.items():
+        for one in files:
+            try:
+                drafters[kind] = _loaded(one, chosen, target, interpreter, sampler)
+                break
+            except (StokerError, OSError) as error:
+                notes.append(f"no drafts by a head: {error}")
     return Heads(drafters, tuple(notes))
+
+
+def _loaded(
+    one: FoundHead, chosen: ChosenHeads, target: GGUFFile, interpreter: NativeInterpreter, sampler: Sampler
+) -> Drafters:
+    assert interpreter.embedding is not None
+    head = load_head(
+        one.path,
+        target,
+        interpreter.embedding,
+        interpreter.pool,
+        target_digest=chosen.target_digest,
+        context_tokens=interpreter.context_tokens,
+    )
+    if not isinstance(head, DraftHead):
+        return MedusaDrafters(head, sampler)
+    if head.layers and head.layers != chosen.layers:
+        raise ModelFormatError(
+            f"{one.path} reads layers {head.layers} of its model; allowed: {chosen.layers}, those of the "
+            "first head that was found, which the model was loaded with"
+        )
+    return EagleDrafters(head, sampler)
 
 
 def head_folders() -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from stoker.api.request import SamplingParams, check_int
 from stoker.cache.disk import OpenedTier, open_disk_tier
 from stoker.engine.budget import BudgetOptions
 from stoker.engine.engine import Engine, EngineOptions
-from stoker.engine.heads import load_heads
+from stoker.engine.heads import choose_heads, load_heads
 from stoker.engine.scheduler import SchedulerOptions
 from stoker.engine.text import EncodeChat, GuidesOf, TextEngine
 from stoker.grammar.guide import Guides
@@ -135,6 +135,7 @@ def _load(
             draft = _draft_file(options, file, files)
         paths = file.paths
         header_digest = file.header_digest()  # before the header's pages are let go
+        chosen = choose_heads(file, options.speculation, options.draft_head)
         interpreter = load_native(
             file,
             threads=options.threads or min(physical_cores(), MAX_THREADS),
@@ -142,11 +143,12 @@ def _load(
             kv_type=options.kv_type,
             batch_tokens=options.scheduler.batch_tokens,
             beside=None if draft is None else draft.program,
+            draft_layers=chosen.layers,
         )
         tokenizer = load_tokenizer(file.metadata, header_digest)
         pooling = pooling_from_gguf(file.metadata)
         sampler = native_sampler(interpreter.pool)
-        heads = load_heads(file, interpreter, sampler, options.speculation, options.draft_head)
+        heads = load_heads(chosen, file, interpreter, sampler)
         bound = dict(heads.drafters)
         notes += heads.notes
         if draft is not None:

@@ -26,13 +26,18 @@ class _RecordedModel:
         self.num_blocks = engine.num_blocks
         self.block_bytes = 0
         self.context_tokens = engine.context_tokens
-        self.hidden_states: Float32 = np.empty((0, 1), np.float32)
+        self.draft_states: Float32 = np.empty((0, 1), np.float32)
         self._results = results
 
     def run(self, batch: Batch) -> Float32:
         """No logits: nothing reads them."""
-        self.hidden_states = np.ones((len(batch.hidden_rows), 1), np.float32)  # of embeddings nobody reads
+        self.draft_states = np.ones((len(batch.hidden_rows), 1), np.float32)  # of embeddings nobody reads
         return np.empty((len(batch.logit_rows), 0), np.float32)
+
+    @property
+    def hidden_states(self) -> Float32:
+        """Of the last step."""
+        return self.draft_states
 
     def copy_block(self, source: int, destination: int) -> None:
         """There are no blocks to copy."""

@@ -62,7 +62,7 @@ class Runner:
             allowed = self._masks.end()
         result = self._sample(plan, sequences, logits, allowed)
         if len(batch.hidden_rows):
-            self._keep_hidden(plan, sequences, self._interpreter.hidden_states, result)
+            self._keep_hidden(plan, sequences, result)
         return result
 
     def _sample(
@@ -234,10 +234,9 @@ class Runner:
     def _first_hidden(self, sequence: Sequence, chunk: Chunk) -> int:
         return sequence.first_hidden(chunk.start, chunk.end, keeps_features=self.keeps_features)
 
-    def _keep_hidden(
-        self, plan: StepPlan, sequences: list[Sequence], states: Float32, result: SampleResult
-    ) -> None:
-        """Hand each sequence the hidden states of its chunk that it wants; states: [H, width], in order."""
+    def _keep_hidden(self, plan: StepPlan, sequences: list[Sequence], result: SampleResult) -> None:
+        """Hand each sequence the hidden states of its chunk that it wants."""
+        states = self._interpreter.draft_states  # [H, all widths], in order
         # The common step has one of every chunk, as its batch is made without looking at each sequence.
         every = plan.tokens == len(plan.chunks) == len(states)
         begin = row = 0
@@ -245,7 +244,7 @@ class Runner:
             first = self._first_hidden(sequence, chunk)
             end = begin + (1 if every else chunk.end - first)
             if sequence.pooled is not None:
-                sequence.pooled.add(states[begin:end], chunk.end)
+                sequence.pooled.add(self._interpreter.hidden_states[begin:end], chunk.end)
             elif sequence.features is not None and first < chunk.end:
                 # Of drafted tokens too: those of wrong guesses are written over before anybody reads them.
                 wanted: slice | list[int] = slice(begin, end)

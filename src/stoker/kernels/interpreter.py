@@ -41,6 +41,12 @@ class Interpreter(Protocol):
         run."""
         ...
 
+    @property
+    def draft_states(self) -> Float32:
+        """[H, all widths] the same, and beside it what the Program names as `draft_states`, in order; as long
+        valid."""
+        ...
+
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another. EngineError for no such block."""
         ...

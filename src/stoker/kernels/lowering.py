@@ -56,7 +56,7 @@ class Lowering:
         target: _native.Program,
     ) -> None:
         self._ops = program.ops
-        self._hidden = program.hidden
+        self._hidden = () if program.hidden is None else (program.hidden, *program.draft_states)
         self._matrices = matrices
         self._vectors = vectors
         self._target = target
@@ -97,8 +97,8 @@ class Lowering:
                 emit[type(op)](op, index)  # type: ignore[operator]
                 self._done.add(index)
             self._release(index)
-        if self._hidden is not None:
-            self._target.return_hidden(self._floats[self._hidden])
+        for name in self._hidden:
+            self._target.return_hidden(self._floats[name])
 
     # --- buffers ------------------------------------------------------------------------------------
 

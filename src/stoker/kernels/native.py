@@ -18,6 +18,7 @@ from stoker.kernels.program import (
     Batch,
     Embed,
     Float32,
+    Int32,
     Program,
     UInt8,
 )
@@ -50,14 +51,12 @@ class NativeInterpreter:
         num_blocks: int,
         batch_tokens: int,
         outliers: int = OUTLIERS,
+        beside: NativeInterpreter | None = None,
     ) -> None:
-        shapes = [(layer.kv_heads, layer.head_size) for layer in program.kv_layers]
-        try:
-            self._cache = _native.KvCache(kv_type == "int8", shapes, max(num_blocks, CALIBRATION_BLOCKS))
-        except MemoryError as error:
-            raise CapacityError(
-                f"{num_blocks} KV blocks could not be reserved", hint="lower the KV memory cap"
-            ) from error
+        """`beside`: one whose keys and values are this one's too, of the same type and as many."""
+        self._cache: _native.KvCache = (
+            _cache(program, kv_type, num_blocks) if beside is None else beside._cache
+        )
         self.pool = pool
         self.kv_type = kv_type
         self.batch_tokens = batch_tokens
@@ -66,7 +65,8 @@ class NativeInterpreter:
         self._vocabulary = program.vocabulary
         # The packed embeddings, for what goes on from this program's states: it need not pack its own.
         self.embedding = next((matrices[op.table] for op in program.ops if isinstance(op, Embed)), None)
-        self._hidden: Float32 | None = None
+        self._hidden: Float32 | None = None  # [H, what each of the program's states is wide, in all]
+        self._hidden_width = 0  # of the first of them
         self._num_blocks = num_blocks
         self._program = _native.Program(
             pool,
@@ -76,6 +76,7 @@ class NativeInterpreter:
             program.context_tokens,
         )
         Lowering(program, matrices, vectors, self._program).run()
+        self._hidden_width = self._program.hidden_width
         if outliers:
             self._calibrate(outliers)
 
@@ -151,12 +152,52 @@ class NativeInterpreter:
             logits, self._hidden = self._program.run(*map(np.ascontiguousarray, arrays))
             return logits
 
+    def draft(
+        self,
+        own: NativeInterpreter,
+        token_ids: Int32,
+        start: int,
+        states: Float32,
+        block_table: Int32,
+        ids: Int32,
+        passes: int,
+        least_reached: float,
+    ) -> tuple[tuple[int, float, int, float], ...]:
+        """A draft head's chain in one call: this program after the `states` of `token_ids` [count] at
+        positions from `start` on, then `own`, on the same keys and values, after its own states and likeliest
+        tokens.
+
+        ids: [columns of the logits] of the target's vocabulary. At most so many passes, and none after a
+        token that is less likely to be reached than `least_reached`. Of each pass (likeliest id, its share of
+        the distribution, second id, its share), -1 for none. `run` and numpy do the same, more slowly.
+
+        Raises EngineError for numbers that contradict each other.
+        """
+        try:
+            return self._program.draft(
+                own._program,
+                token_ids,
+                start,
+                np.ascontiguousarray(states),
+                block_table,
+                ids,
+                passes,
+                least_reached,
+            )
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+
     @property
     def hidden_states(self) -> Float32:
         """[H, width] of the last run's hidden rows, a view that is valid until the next run.
 
         Raises EngineError if the last run had none.
         """
+        return self.draft_states[:, : self._hidden_width]
+
+    @property
+    def draft_states(self) -> Float32:
+        """[H, all widths] those, and beside them the program's `draft_states`; valid as long. Raises too."""
         if self._hidden is None:
             raise EngineError("the last step had no hidden rows")
         return self._hidden
@@ -181,6 +222,16 @@ class NativeInterpreter:
             self._cache.write_block(block, payload)
         except ValueError as error:
             raise EngineError(str(error)) from error
+
+
+def _cache(program: Program, kv_type: KvType, num_blocks: int) -> _native.KvCache:
+    shapes = [(layer.kv_heads, layer.head_size) for layer in program.kv_layers]
+    try:
+        return _native.KvCache(kv_type == "int8", shapes, max(num_blocks, CALIBRATION_BLOCKS))
+    except MemoryError as error:
+        raise CapacityError(
+            f"{num_blocks} KV blocks could not be reserved", hint="lower the KV memory cap"
+        ) from error
 
 
 def blocks_in(kv_bytes: int, program: Program, kv_type: KvType, *, beside: Program | None = None) -> int:

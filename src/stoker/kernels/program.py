@@ -170,7 +170,8 @@ class KvLayer:
 class Program:
     """Ops in order; the last one's `out` ("logits") is [rows wanted, vocabulary].
 
-    `hidden` names what is the hidden state of a token, computed for the batch's hidden_rows only.
+    `hidden` names what is the hidden state of a token, computed for the batch's hidden_rows only;
+    `draft_states` what stands beside it, of the same rows, in what draft heads go on from.
     """
 
     ops: tuple[Op, ...]
@@ -179,6 +180,7 @@ class Program:
     context_tokens: int
     architecture: str
     hidden: str | None = None
+    draft_states: tuple[str, ...] = ()
 
     @property
     def weights(self) -> tuple[str, ...]:

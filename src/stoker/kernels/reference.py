@@ -315,7 +315,7 @@ class ReferenceInterpreter:
         self._k_caches: list[KvArray] = [np.zeros(shape, np.dtype(kv_type)) for shape in shapes]
         self._v_caches: list[KvArray] = [np.zeros(shape, np.dtype(kv_type)) for shape in shapes]
         self._last_use = _last_uses(program)
-        self._hidden: Float32 | None = None
+        self._states: tuple[Float32, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -349,15 +349,22 @@ class ReferenceInterpreter:
             step.values[op.out] = OPS[type(op)](op, step)
             for name in [name for name in step.values if self._last_use.get(name, index) < index]:
                 del step.values[name]
-        self._hidden = None if self._program.hidden is None else step.values[self._program.hidden]
+        program = self._program
+        names = () if program.hidden is None else (program.hidden, *program.draft_states)
+        self._states = tuple(step.values[name] for name in names)
         return step.values[self._program.ops[-1].out]
 
     @property
     def hidden_states(self) -> Float32:
         """[H, width] of the last run. Raises EngineError for a program that has none."""
-        if self._hidden is None:
+        if not self._states:
             raise EngineError(f"{self._program.architecture} has no hidden states, or nothing was run")
-        return self._hidden
+        return self._states[0]
+
+    @property
+    def draft_states(self) -> Float32:
+        """[H, all widths] of the last run. Raises the same."""
+        return np.concatenate([self.hidden_states, *self._states[1:]], axis=1)
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy every layer's keys and values of one block to another."""

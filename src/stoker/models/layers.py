@@ -7,7 +7,7 @@ input and returns ops, the last of which writes the piece's output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stoker.api.errors import ModelFormatError
@@ -75,6 +75,30 @@ def transformer(config: ModelConfig, layer: Layer, *, embedding_scale: float = 1
         architecture=config.architecture,
         hidden="hidden",
     )
+
+
+def with_draft_states(program: Program, layers: tuple[int, ...]) -> Program:
+    """The same program, which also gives what goes into these layers' attention, normed, as `draft_states`.
+
+    Raises ModelFormatError for a layer that there is not.
+    """
+    ops = list(program.ops)
+    selected: list[Op] = []
+    for layer in layers:
+        place = next((i for i, op in enumerate(ops) if op.out == f"{layer}.attn_norm"), None)
+        if place is None:
+            raise ModelFormatError(
+                f"draft states of layer {layer} are wanted; allowed: 0 to {len(program.kv_layers) - 1}"
+            )
+        normed = ops[place]
+        assert isinstance(normed, RmsNorm)
+        # A norm of their own: one that is read as floats too has no columns kept out of its int8 groups, so
+        # that the layer itself would be given other bits, and answers would depend on the head.
+        ops.insert(place + 1, replace(normed, out=f"draft_norm.{layer}"))
+        selected.append(SelectRows(f"draft_state.{layer}", f"draft_norm.{layer}", "hidden"))
+    first = next(i for i, op in enumerate(ops) if isinstance(op, SelectRows))
+    ops[first:first] = selected
+    return replace(program, ops=tuple(ops), draft_states=tuple(op.out for op in selected))
 
 
 def norm(config: ModelConfig, layer: int, x: str, kind: str) -> RmsNorm:

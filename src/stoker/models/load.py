@@ -10,6 +10,7 @@ from stoker import _native
 from stoker.api.errors import CapacityError, ModelFormatError
 from stoker.kernels.native import KvType, NativeInterpreter, blocks_in
 from stoker.kernels.program import Embed, Float32, Linear, Program
+from stoker.models.layers import with_draft_states
 from stoker.models.registry import program_from_gguf
 from stoker.weights.gguf import GGUFFile
 from stoker.weights.packing import dequantize_reference
@@ -23,15 +24,19 @@ def load_native(
     batch_tokens: int,
     kv_type: KvType = "int8",
     beside: Program | None = None,
+    draft_layers: tuple[int, ...] = (),
 ) -> NativeInterpreter:
     """Build the Program of `file`, pack its weights, reserve KV memory.
 
     kv_bytes caps the KV cache (touched as it fills); batch_tokens the tokens of one step. `beside`: a model
-    whose keys and values will lie in blocks of the same numbers, under the same cap. The file may be
-    closed afterwards. Raises ModelFormatError for what is wrong with the file, naming the tensor, and
-    CapacityError where the system refuses threads or memory.
+    whose keys and values will lie in blocks of the same numbers, under the same cap. `draft_layers`: those
+    whose inputs are given as draft states, beside the hidden state. The file may be closed afterwards.
+    Raises ModelFormatError for what is wrong with the file, naming the tensor, and CapacityError where the
+    system refuses threads or memory.
     """
     program = program_from_gguf(file.metadata, file.tensors)
+    if draft_layers:
+        program = with_draft_states(program, draft_layers)
     num_blocks = blocks_in(kv_bytes, program, kv_type, beside=beside)
     return load_on(
         _thread_pool(threads),

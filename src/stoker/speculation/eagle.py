@@ -15,7 +15,7 @@ import numpy as np
 from stoker.kernels.program import Float32, Int32
 from stoker.speculation.drafter import Opening, Proposal
 from stoker.speculation.head import DraftHead
-from stoker.speculation.head_sampling import HeadSampler, Samples
+from stoker.speculation.head_sampling import HeadSampler, Samples, wants_likeliest
 
 # By its own confidence. A pass costs 4 to 7 % of a step and a row 5 %, and what follows a token is right in
 # less than half of the cases: after one that is less likely to be reached, no pass pays.
@@ -69,10 +69,15 @@ class EagleDrafter:
             self._base = self._seen = oldest
         if self._seen >= known - 1:
             return None
-        states = features.rows(self._seen, known - 1)
+        states = features.rows(self._seen, known - 1)[:, : self._head.target_width]
         following: Int32 = np.array(self._tokens[self._seen + 1 :], np.int32)
-        guess = self._head.guess(self, self._seen - self._base, following, states)
-        self._seen = known - 1
+        start, self._seen = self._seen - self._base, known - 1
+        if wants_likeliest(packed):
+            passes = min(self._head.passes, most)
+            least = self._sampler.least_reached
+            chain = self._head.chain(self, start, following, states, passes=passes, least_reached=least)
+            return self._sampler.propose_likeliest(chain, most, _DEPTHS)
+        guess = self._head.guess(self, start, following, states)
 
         def says(path: Sequence[int]) -> Float32 | None:
             nonlocal guess
@@ -80,7 +85,8 @@ class EagleDrafter:
                 return None
             if path:
                 at = known - 2 - self._base + len(path)
-                guess = self._head.guess(self, at, np.array((path[-1],), np.int32), guess.state)
+                token = np.array((path[-1],), np.int32)
+                guess = self._head.guess(self, at, token, guess.state, own=True)
             return guess.logits
 
         return self._sampler.propose(says, packed, self._opening, self._tokens, most, _DEPTHS)

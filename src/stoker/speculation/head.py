@@ -44,6 +44,15 @@ class Guess(NamedTuple):
     state: Float32  # [1, width] to go on from; a copy
 
 
+class Sure(NamedTuple):
+    """The two likeliest tokens of one position, ids of the target's, and their shares; -1 for none."""
+
+    first: int
+    share: float
+    second: int
+    second_share: float
+
+
 class DraftHead:
     """Runs a head. One thread at a time; keeps keys and values of the last streams that asked."""
 
@@ -62,6 +71,8 @@ class DraftHead:
         """token_ids: [V] the draft vocabulary, ascending ids of the target's `vocabulary`."""
         self.window = shape.window
         self.passes = passes
+        self.layers = shape.layers
+        self.target_width = shape.target_width
         self.token_ids = token_ids
         self.vocabulary = vocabulary
         # Blocks of a stream are used in turn: those of the window, and of what is drafted past it. Of many
@@ -72,17 +83,22 @@ class DraftHead:
         # [streams, blocks of the longest context]: which block each place of a stream lies in
         self._tables: Int32 = of_first + self._ring * np.arange(MOST_STREAMS, dtype=np.int32)[:, None]
         self._owners: OrderedDict[object, int] = OrderedDict()  # the place of each, last used last
-        program = eagle_program(shape, vocabulary, context_tokens + _MOST_DRAFTED)
-        self._interpreter = NativeInterpreter(
-            program,
-            matrices,
-            vectors,
-            pool,
-            kv_type="int8",
-            num_blocks=MOST_STREAMS * self._ring,
-            batch_tokens=shape.window,
-            outliers=0,  # calibrated on tokens alone, which says nothing of states
-        )
+
+        def interpreter(*, of_target: bool, beside: NativeInterpreter | None = None) -> NativeInterpreter:
+            return NativeInterpreter(
+                eagle_program(shape, vocabulary, context_tokens + _MOST_DRAFTED, of_target=of_target),
+                matrices,
+                vectors,
+                pool,
+                kv_type="int8",
+                num_blocks=MOST_STREAMS * self._ring,
+                batch_tokens=shape.window,
+                outliers=0,  # calibrated on tokens alone, which says nothing of states
+                beside=beside,
+            )
+
+        self._own = interpreter(of_target=False)  # goes on from the head's own states
+        self._first = interpreter(of_target=True, beside=self._own) if shape.layers else self._own
 
     def holds(self, owner: object) -> bool:
         """Whether the keys and values of this stream are still there."""
@@ -92,22 +108,21 @@ class DraftHead:
         """A stream has ended."""
         self._owners.pop(owner, None)
 
-    def guess(self, owner: object, start: int, token_ids: Int32, states: Float32) -> Guess:
-        """After states [count, width] at places [start, start + count) of a stream, each with the token
-        after it.
+    def guess(
+        self, owner: object, start: int, token_ids: Int32, states: Float32, *, own: bool = False
+    ) -> Guess:
+        """After states at places [start, start + count) of a stream, each with the token after it: the
+        target's [count, target_width], or the head's `own` [count, width].
 
         Places count from where the stream's states begin; those before `start` were given earlier. At most
         `window` at once.
         """
-        place = self._owners.pop(owner, None)
-        if place is None:
-            free = set(range(MOST_STREAMS)).difference(self._owners.values())
-            place = min(free) if free else self._owners.popitem(last=False)[1]
-        self._owners[owner] = place
+        interpreter = self._own if own else self._first
+        place = self._place(owner)
         count = len(token_ids)
         end = start + count
         last = np.array((count - 1,), np.int32)
-        logits = self._interpreter.run(
+        logits = interpreter.run(
             Batch(
                 token_ids=token_ids,
                 positions=np.arange(start, end, dtype=np.int32),
@@ -119,12 +134,42 @@ class DraftHead:
                 inputs=states,
             )
         )
-        return Guess(logits[0], self._interpreter.hidden_states.copy())
+        return Guess(logits[0], interpreter.hidden_states.copy())
+
+    def chain(
+        self,
+        owner: object,
+        start: int,
+        token_ids: Int32,
+        states: Float32,
+        *,
+        passes: int,
+        least_reached: float,
+    ) -> tuple[Sure, ...]:
+        """What `guess` says after the target's states, and then after its own, along the likeliest tokens, in
+        one call. No pass follows a token that is less likely to be reached than `least_reached`.
+        """
+        table = self._tables[self._place(owner)]
+        found = self._first.draft(
+            self._own, token_ids, start, states, table, self.token_ids, passes, least_reached
+        )
+        return tuple(map(Sure._make, found))
+
+    def _place(self, owner: object) -> int:
+        """Where the keys and values of a stream are, which may be another's until now."""
+        place = self._owners.pop(owner, None)
+        if place is None:
+            free = set(range(MOST_STREAMS)).difference(self._owners.values())
+            place = min(free) if free else self._owners.popitem(last=False)[1]
+        self._owners[owner] = place
+        return place
 
 
-def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Program:
+def eagle_program(
+    shape: HeadShape, vocabulary: int, context_tokens: int, *, of_target: bool = True
+) -> Program:
     """Norms of both inputs, their sum through a matrix each, a pre-norm layer, and the target's output
-    rows.
+    rows. The states are the target's, or those that the head gave: the same, for a head that reads no layers.
     """
     config = ModelConfig(
         architecture=ARCHITECTURE,
@@ -144,10 +189,8 @@ def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Pro
     ops: list[Op] = [
         Embed("embedding", EMBEDDING),
         RmsNorm("embedding_norm", "embedding", "embedding_norm.weight", shape.norm_eps),
-        Input("state", shape.width),
-        RmsNorm("feature_norm", "state", "feature_norm.weight", shape.norm_eps),
+        *_from_state(shape, of_target=of_target),
         Linear("from_embedding", "embedding_norm", "fc_embedding.weight"),
-        Linear("from_feature", "feature_norm", "fc_feature.weight"),
         Add("joined", "from_embedding", "from_feature"),
     ]
     ops += pre_norm_layer(config, 0, "joined", style)
@@ -169,19 +212,44 @@ def eagle_program(shape: HeadShape, vocabulary: int, context_tokens: int) -> Pro
     )
 
 
+def _from_state(shape: HeadShape, *, of_target: bool) -> tuple[Op, ...]:
+    """A state through a norm and a matrix; of the target's each part through a norm of its own."""
+    if not (of_target and shape.layers):
+        return (
+            Input("state", shape.width),
+            RmsNorm("feature_norm", "state", "feature_norm.weight", shape.norm_eps),
+            Linear("from_feature", "feature_norm", "fc_feature.weight"),
+        )
+    return (
+        Input("state", shape.target_width),
+        RmsNorm("feature_norm", "state", "target_norm.weight", shape.norm_eps, head_size=shape.width),
+        Linear("from_feature", "feature_norm", "fc_target.weight"),
+    )
+
+
 def tensor_shapes(shape: HeadShape) -> dict[str, tuple[int, ...]]:
     """Of every tensor of a head file."""
+    of_target: dict[str, tuple[int, ...]] = {}
+    if shape.layers:
+        of_target = {
+            "target_norm.weight": (shape.width,),
+            "fc_target.weight": (shape.width, shape.target_width),
+        }
     width, inner = shape.width, shape.feed_forward
     query, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     vectors = ("embedding_norm", "feature_norm", "blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
-    return {f"{name}.weight": (width,) for name in vectors} | {
-        "fc_embedding.weight": (width, width),
-        "fc_feature.weight": (width, width),
-        "blk.0.attn_q.weight": (query, width),
-        "blk.0.attn_k.weight": (kv, width),
-        "blk.0.attn_v.weight": (kv, width),
-        "blk.0.attn_output.weight": (width, query),
-        "blk.0.ffn_gate.weight": (inner, width),
-        "blk.0.ffn_up.weight": (inner, width),
-        "blk.0.ffn_down.weight": (width, inner),
-    }
+    return (
+        {f"{name}.weight": (width,) for name in vectors}
+        | of_target
+        | {
+            "fc_embedding.weight": (width, width),
+            "fc_feature.weight": (width, width),
+            "blk.0.attn_q.weight": (query, width),
+            "blk.0.attn_k.weight": (kv, width),
+            "blk.0.attn_v.weight": (kv, width),
+            "blk.0.attn_output.weight": (width, query),
+            "blk.0.ffn_gate.weight": (inner, width),
+            "blk.0.ffn_up.weight": (inner, width),
+            "blk.0.ffn_down.weight": (width, inner),
+        }
+    )

@@ -6,10 +6,10 @@ are. docs/concepts/speculation.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -17,27 +17,64 @@ from stoker import _native
 from stoker.api.errors import ModelFormatError
 from stoker.kernels.lowering import GROUP_COLUMNS, VECTOR_WIDTH
 from stoker.kernels.program import Embed, Int32, Linear, Program
+from stoker.models.config import config_from_gguf
 from stoker.models.load import load_weights
 from stoker.speculation.head import DRAFT_OUTPUT, EMBEDDING, DraftHead, eagle_program, tensor_shapes
 from stoker.speculation.head_format import (
     EAGLE,
     KEY,
+    KINDS,
     TOKENS,
     HeadIdentity,
+    HeadShape,
+    MedusaShape,
     identity_from,
     medusa_shape_from,
     shape_from,
 )
 from stoker.speculation.medusa_head import MedusaHead, block_program, medusa_tensor_shapes
 from stoker.weights.gguf import GGUFFile
+from stoker.weights.metadata import Array
 
 _OUTPUTS: Final = ("output.weight", "token_embd.weight")  # of a target, the first that it has
 
 
-def head_kind(path: Path) -> str:
-    """Which kind of head a file holds. Raises `ModelFormatError`, `ModelNotFoundError`."""
+class FoundHead(NamedTuple):
+    """What a head file says of itself."""
+
+    path: Path
+    kind: str
+    layers: tuple[int, ...]  # of the target, whose inputs the head reads beside the hidden state
+
+
+def find_head(
+    path: Path, target: GGUFFile, target_digest: str, *, kinds: Collection[str] = KINDS
+) -> FoundHead | None:
+    """Look at a head file before its target is loaded, which must know what the head reads; none if it is of
+    no wanted kind.
+
+    Raises `ModelFormatError` for a file that is broken or of another target, as far as can be seen without
+    its numbers, and `ModelNotFoundError` for none.
+    """
     with GGUFFile.open(path) as file:
-        return identity_from(file.metadata).kind
+        identity = identity_from(file.metadata)
+        if identity.kind not in kinds:
+            return None
+        config = config_from_gguf(target.metadata, target.tensors)
+        vocabulary, width = config.vocabulary, config.width
+        _check_target(path, identity, target_digest, vocabulary)
+        _draft_vocabulary(file.metadata, vocabulary, path)
+        if identity.kind != EAGLE:
+            medusa = _medusa_shape(file, identity)
+            _check_tensors(file, medusa.width, width, medusa_tensor_shapes(medusa))
+            return FoundHead(path, identity.kind, ())
+        shape = shape_from(file.metadata)
+        _check_tensors(file, shape.width, width, tensor_shapes(shape))
+        if shape.layers and shape.layers[-1] >= config.layers:
+            raise ModelFormatError(
+                f"{path} reads layer {shape.layers[-1]} of its model; allowed: 0 to {config.layers - 1}"
+            )
+        return FoundHead(path, identity.kind, shape.layers)
 
 
 def load_head(
@@ -74,8 +111,7 @@ def _eagle(
 ) -> DraftHead:
     shape = shape_from(file.metadata)
     _check_tensors(file, shape.width, embedding.columns, tensor_shapes(shape))
-    own = _own_part(eagle_program(shape, embedding.rows, context_tokens))
-    matrices, vectors = load_weights(file, own, pool)
+    matrices, vectors = load_weights(file, _own_part(shape, embedding.rows, context_tokens), pool)
     matrices[EMBEDDING] = embedding
     matrices[DRAFT_OUTPUT] = _output_rows(target, token_ids, pool)
     return DraftHead(
@@ -92,6 +128,17 @@ def _medusa(
     embedding: _native.PackedMatrix,
     pool: _native.ThreadPool,
 ) -> MedusaHead:
+    shape = _medusa_shape(file, identity)
+    _check_tensors(file, shape.width, embedding.columns, medusa_tensor_shapes(shape))
+    matrices: dict[str, _native.PackedMatrix] = {}
+    for number in range(shape.heads):
+        matrices |= load_weights(file, block_program(shape, number), pool)[0]
+    matrices[DRAFT_OUTPUT] = _output_rows(target, token_ids, pool)
+    return MedusaHead(shape, token_ids, matrices, pool, vocabulary=embedding.rows)
+
+
+def _medusa_shape(file: GGUFFile, identity: HeadIdentity) -> MedusaShape:
+    """Raises `ModelFormatError`."""
     shape = medusa_shape_from(file.metadata)
     if identity.passes != 1:
         raise ModelFormatError(f"{file.path}: {KEY}passes is {identity.passes}; allowed: 1 of a Medusa head")
@@ -99,12 +146,7 @@ def _medusa(
         raise ModelFormatError(
             f"{file.path}: blocks are {shape.inner} wide inside; allowed: multiples of {GROUP_COLUMNS}"
         )
-    _check_tensors(file, shape.width, embedding.columns, medusa_tensor_shapes(shape))
-    matrices: dict[str, _native.PackedMatrix] = {}
-    for number in range(shape.heads):
-        matrices |= load_weights(file, block_program(shape, number), pool)[0]
-    matrices[DRAFT_OUTPUT] = _output_rows(target, token_ids, pool)
-    return MedusaHead(shape, token_ids, matrices, pool, vocabulary=embedding.rows)
+    return shape
 
 
 def _check_target(path: Path, identity: HeadIdentity, target_digest: str, vocabulary: int) -> None:
@@ -134,11 +176,16 @@ def _check_tensors(
             raise ModelFormatError(f"{file.path}: tensor {name!r} is {found}; allowed: {wanted}")
 
 
-def _own_part(program: Program) -> Program:
-    """The ops whose weights the head file brings."""
+def _own_part(shape: HeadShape, vocabulary: int, context_tokens: int) -> Program:
+    """The ops of both programs whose weights the head file brings: not to be run, but to be loaded."""
     shared = (EMBEDDING, DRAFT_OUTPUT)
-    ops = tuple(op for op in program.ops if not (isinstance(op, Embed | Linear) and _weight_of(op) in shared))
-    return replace(program, ops=ops)
+    first, own = (
+        eagle_program(shape, vocabulary, context_tokens, of_target=of_target) for of_target in (True, False)
+    )
+    ops = (*first.ops, *own.ops)
+    return replace(
+        own, ops=tuple(op for op in ops if not (isinstance(op, Embed | Linear) and _weight_of(op) in shared))
+    )
 
 
 def _weight_of(op: Embed | Linear) -> str:
@@ -147,7 +194,11 @@ def _weight_of(op: Embed | Linear) -> str:
 
 def _draft_vocabulary(metadata: Mapping[str, Any], vocabulary: int, path: Path) -> Int32:
     """[V] ascending. Raises `ModelFormatError`."""
-    found = np.asarray(metadata.get(TOKENS, ()))
+    values = metadata.get(TOKENS, ())
+    try:
+        found = values.numpy() if isinstance(values, Array) else np.asarray(values)
+    except (TypeError, ValueError):  # no numbers, or lists of lists
+        found = np.zeros(0, np.int32)
     ids = found.astype(np.int64) if found.ndim == 1 and found.dtype.kind in "iu" else np.zeros(0, np.int64)
     good = len(ids) >= VECTOR_WIDTH and not len(ids) % VECTOR_WIDTH
     if not good or ids[0] < 0 or ids[-1] >= vocabulary or not (np.diff(ids) > 0).all():

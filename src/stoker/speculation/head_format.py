@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from stoker.api.errors import ModelFormatError
 
 ARCHITECTURE: Final = "stoker-draft-head"
-VERSION: Final = 1
+VERSION: Final = 2  # 1 had no `layers`
+_VERSIONS: Final = (1, 2)
 KEY: Final = "stoker.draft."  # before every key of ours
 TOKENS: Final = "stoker.draft.token_ids"  # the draft vocabulary, ascending ids of the target's
 EAGLE: Final = "eagle"
 MEDUSA: Final = "medusa"
 KINDS: Final = (EAGLE, MEDUSA)
 MEDUSA_KEY: Final = "stoker.draft.medusa."  # before the keys of its shape
+MOST_LAYERS: Final = 8  # of a target that a head reads; EAGLE-3 has 3
 MOST_HEADS: Final = 16  # of Medusa: one row each of a step's widest tile
 _MOST: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -46,10 +49,18 @@ class HeadShape:
     norm_eps: float
     rope_base: float
     window: int  # tokens that its attention sees
+    # Of the target, ascending: what goes into their attention is read beside the target's hidden state.
+    layers: tuple[int, ...] = ()
 
-    def metadata(self) -> dict[str, int | float]:
+    @property
+    def target_width(self) -> int:
+        """Numbers of what the target says of a token."""
+        return self.width * (1 + len(self.layers))
+
+    def metadata(self) -> dict[str, int | float | list[int]]:
         """As they stand in the file."""
-        return {KEY + name: value for name, value in asdict(self).items()}
+        values = asdict(self) | {"layers": list(self.layers)}
+        return {KEY + name: value for name, value in values.items() if value != []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class MedusaShape:
     inner: int  # width inside a block
     heads: int
 
-    def metadata(self) -> dict[str, int | float]:
+    def metadata(self) -> dict[str, int | float | list[int]]:
         """As they stand in the file."""
         return {MEDUSA_KEY + name: value for name, value in asdict(self).items()}
 
@@ -83,7 +94,19 @@ def shape_from(metadata: Mapping[str, Any]) -> HeadShape:
             f"{KEY}heads is {shape.heads}, kv_heads {shape.kv_heads}, head_size {shape.head_size}; allowed: "
             "heads a multiple of kv_heads, head_size even"
         )
-    return shape
+    return replace(shape, layers=_layers(metadata.get(KEY + "layers", [])))
+
+
+def _layers(found: object) -> tuple[int, ...]:
+    """Raises `ModelFormatError` for what is no short ascending list of layers."""
+    if isinstance(found, Sequence) and len(found) <= MOST_LAYERS:
+        layers = list(found)
+        whole = all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers)
+        if whole and all(a < b for a, b in pairwise([-1, *layers])):
+            return tuple(layers)
+    raise ModelFormatError(
+        f"{KEY}layers is {found!r:.80}; allowed: up to {MOST_LAYERS} of the model's layers, ascending"
+    )
 
 
 def medusa_shape_from(metadata: Mapping[str, Any]) -> MedusaShape:
@@ -94,6 +117,8 @@ def medusa_shape_from(metadata: Mapping[str, Any]) -> MedusaShape:
 def _read(shape: type[_Shape], metadata: Mapping[str, Any], key: str, most: Mapping[str, int]) -> _Shape:
     values: dict[str, Any] = {}
     for one in fields(shape):
+        if one.name == "layers":  # no number
+            continue
         value = metadata.get(key + one.name)
         if one.type == "float":
             good, allowed = isinstance(value, float) and 0 < value < 1e12, "a positive number"
@@ -114,9 +139,10 @@ def identity_from(metadata: Mapping[str, Any]) -> HeadIdentity:
             f"general.architecture is {architecture!r}; allowed: {ARCHITECTURE}, a draft head"
         )
     version = metadata.get(KEY + "version")
-    if version != VERSION:
+    if version not in _VERSIONS:
         raise ModelFormatError(
-            f"{KEY}version is {version!r}; allowed: {VERSION}", hint="train the head again with this version"
+            f"{KEY}version is {version!r}; allowed: {', '.join(map(str, _VERSIONS))}",
+            hint="train the head again with this version",
         )
     kind, digest = metadata.get(KEY + "kind"), metadata.get(KEY + "target_digest")
     vocabulary, passes = metadata.get(KEY + "vocabulary"), metadata.get(KEY + "passes")

@@ -5,7 +5,7 @@ and how sure they are tells how often they are right (Li et al., "EAGLE-2", 2024
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from stoker.kernels.program import Float32, Int32
 from stoker.sampling.rows import PackedParams, SampleResult, SampleRow
 from stoker.speculation.drafter import Opening, Proposal
+from stoker.speculation.head import Sure
 
 # Each the least of a bucket. Kinds are by bucket and by depth; alternatives have a bucket each besides.
 CONFIDENCES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.87, 0.95)
@@ -46,7 +47,7 @@ class HeadSampler:
         """token_ids: [V] of the target's `vocabulary`, ascending. least_reached: after a token that is less
         likely to be reached, by its own confidence, the head is not asked to go on.
         """
-        self._least_reached = least_reached
+        self.least_reached = least_reached
         self._token_ids = token_ids
         self._sampler = sampler
         # Tokens outside the draft vocabulary stay impossible.
@@ -60,35 +61,27 @@ class HeadSampler:
         Kinds are numbers below (depths + 1) * len(CONFIDENCES): by confidence, and for each by how deep a
         token stands, the last of `depths` standing for all after it; then those of alternatives.
         """
-        tokens: list[int] = []
-        kinds: list[int] = []
-        parents: list[int] = []
-        path: list[int] = []  # the likeliest tokens, which the head goes on from
-        last, reached = -1, 1.0
-        while len(tokens) < most and reached >= self._least_reached:
+        growing = _Growing(most, depths)
+        while growing.has_room and growing.reached >= self.least_reached:
+            path = growing.path
             logits = says(path)
             if logits is None:
                 break
             row = _row_after(packed, opening.prompt_tokens, known, path)
-            sampled = self._sample(logits, row)
-            if not sampled:
+            if not growing.add(self._sample(logits, row)):
                 break
-            token_id, confidence = sampled[0]
-            found = [(token_id, depths * _bucket(confidence) + min(len(path), depths - 1))]
-            found += [
-                (other, depths * len(CONFIDENCES) + _bucket(share))
-                for other, share in sampled[1:]
-                if reached * share >= LEAST_OF_A_ROW
-            ]
-            place = len(tokens)
-            for token, kind in found[: most - place]:
-                tokens.append(token)
-                kinds.append(kind)
-                parents.append(last)
-            path.append(token_id)
-            last = place
-            reached *= confidence
-        return Proposal(tokens, kinds, parents) if tokens else None
+        return growing.proposal()
+
+    def propose_likeliest(self, chain: Iterable[Sure], most: int, depths: int) -> Proposal | None:
+        """The same of what a head says along its likeliest tokens, where these are wanted."""
+        growing = _Growing(most, depths)
+        for sure in chain:
+            sampled = [(sure.first, sure.share)] if sure.first >= 0 else []
+            if sampled and sure.share < _SURE and sure.second >= 0:
+                sampled.append((sure.second, sure.second_share))
+            if not growing.has_room or not growing.add(sampled):
+                break
+        return growing.proposal()
 
     def _sample(self, logits: Float32, row: SampleRow) -> list[tuple[int, float]]:
         """Logits [V] over the draft vocabulary, which are written to, to a token of the target's and the
@@ -113,10 +106,55 @@ class HeadSampler:
         return found
 
 
-def _is_plain(row: SampleRow) -> bool:
+class _Growing:
+    """A proposal while its tokens come, one position after the other."""
+
+    def __init__(self, most: int, depths: int) -> None:
+        self._most = most
+        self._depths = depths
+        self._tokens: list[int] = []
+        self._kinds: list[int] = []
+        self._parents: list[int] = []
+        self._last = -1  # place of the path's end
+        self.path: list[int] = []  # the likeliest tokens, which the head goes on from
+        self.reached = 1.0  # its chance, by the head's confidence
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._tokens) < self._most
+
+    def add(self, sampled: Sequence[tuple[int, float]]) -> bool:
+        """The token of the next position and alternatives to it, each with the head's confidence in it; false
+        if there is none."""
+        if not sampled:
+            return False
+        place, depth = len(self._tokens), min(len(self.path), self._depths - 1)
+        for number, (token_id, share) in enumerate(sampled):
+            if len(self._tokens) == self._most or (number and self.reached * share < LEAST_OF_A_ROW):
+                break
+            bucket = _bucket(share)
+            self._tokens.append(token_id)
+            self._kinds.append(
+                self._depths * len(CONFIDENCES) + bucket if number else self._depths * bucket + depth
+            )
+            self._parents.append(self._last)
+        self.path.append(sampled[0][0])
+        self._last = place
+        self.reached *= sampled[0][1]
+        return True
+
+    def proposal(self) -> Proposal | None:
+        return Proposal(self._tokens, self._kinds, self._parents) if self._tokens else None
+
+
+def wants_likeliest(packed: PackedParams) -> bool:
     """Whether the likeliest token is sampled, whatever came before."""
-    params = row.packed.params
-    return not (params.temperature or params.logit_bias or row.banned_ids or row.packed.needs_history)
+    params = packed.params
+    return not (params.temperature or params.logit_bias or packed.needs_history)
+
+
+def _is_plain(row: SampleRow) -> bool:
+    return wants_likeliest(row.packed) and not row.banned_ids
 
 
 def _row_after(packed: PackedParams, prompt_tokens: int, known: list[int], drafted: list[int]) -> SampleRow:

@@ -60,7 +60,8 @@ class MedusaDrafter:
         # The last known token's own state is computed in the step that verifies: the one before it says what
         # comes after that token, which is why head 0 guesses two positions ahead.
         head = self._drafters.head
-        guesses = head.guess(features.rows(known - 2, known - 1), min(most, head.heads))
+        state = features.rows(known - 2, known - 1)[:, : head.width]
+        guesses = head.guess(state, min(most, head.heads))
 
         def says(path: Sequence[int]) -> Float32 | None:
             return guesses[len(path)] if len(path) < len(guesses) else None

@@ -46,6 +46,7 @@ class MedusaHead:
     ) -> None:
         """token_ids: [V] the draft vocabulary, ascending ids of the target's `vocabulary`."""
         self.heads = shape.heads
+        self.width = shape.width
         self.token_ids = token_ids
         self.vocabulary = vocabulary
 

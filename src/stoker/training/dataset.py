@@ -1,4 +1,5 @@
-"""What a draft head learns from: conversations as tokens, and the target's hidden state of each token.
+"""What a draft head learns from: conversations as tokens, and what the target says of each: its hidden state,
+and what goes into some of its layers.
 
 Two files beside the corpus: `tokens.npz` (ids, which of them are answers, where conversations begin) and
 `features.f16`, a row for each token. The engine's own kernels compute the states, as they do when it serves.
@@ -27,6 +28,12 @@ LEAST_ANSWER_TOKENS = 2048  # fewer say nothing about what a held-out answer wou
 _LEAST_TOKENS = 4  # of a conversation: a state, the token after it, and two to guess
 
 
+def read_layers(layers: int) -> tuple[int, ...]:
+    """Of a target with so many layers those whose inputs heads read: an early, a middle and a late one, as in
+    "EAGLE-3" (Li et al., 2025)."""
+    return tuple(sorted({layers // 6, layers // 2, layers * 5 // 6}))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """All conversations one after the other."""
@@ -34,7 +41,7 @@ class Dataset:
     token_ids: Int32  # [N]
     answers: Bool  # [N] tokens that the target sampled
     starts: Int32  # [conversations + 1]
-    features: Float16  # [N, width]
+    features: Float16  # [N, width of all that the target says of a token], the hidden state first
 
     @property
     def conversations(self) -> int:
@@ -58,9 +65,9 @@ def load_dataset(folder: Path) -> Dataset | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # it was cut; it is computed again
     width = features.stat().st_size // 2 // max(len(token_ids), 1)
-    if features.stat().st_size != len(token_ids) * width * 2:
+    if not width or features.stat().st_size != len(token_ids) * width * 2:
         return None
-    # Into memory, a gigabyte for a million tokens of SmolLM2: batches are drawn from all over the file.
+    # Into memory, 4.6 gigabytes for a million tokens of SmolLM2: batches are drawn from all over the file.
     states = np.fromfile(features, np.float16).reshape(len(token_ids), width)
     return Dataset(token_ids, answers, starts, states)
 
@@ -99,7 +106,7 @@ def compute_dataset(
 
 
 def _states(interpreter: Interpreter, token_ids: Int32, batch_tokens: int) -> Iterator[Float32]:
-    """Hidden states of one conversation, chunk by chunk: [tokens, width]."""
+    """What the target says of one conversation, chunk by chunk: [tokens, all widths]."""
     blocks = np.arange(-(-len(token_ids) // BLOCK_TOKENS), dtype=np.int32)[None]
     for start in range(0, len(token_ids), batch_tokens):
         chunk = token_ids[start : start + batch_tokens]
@@ -114,4 +121,4 @@ def _states(interpreter: Interpreter, token_ids: Int32, batch_tokens: int) -> It
                 hidden_rows=np.arange(len(chunk), dtype=np.int32),
             )
         )
-        yield interpreter.hidden_states
+        yield interpreter.draft_states

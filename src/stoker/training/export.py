@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -33,13 +34,13 @@ def write_head(
     tensors: Mapping[str, Float32],
     matrix_type: str,
     card: str,
+    finer: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the file beside `path` first and then put it in its place, so that no half of it is ever found.
 
     tensors: by their names in the file; vectors stay float32, matrices become `matrix_type`, GGUF's name of
-    one that the `gguf` package can make.
+    one that the `gguf` package can make, or what `finer` says of them.
     """
-    kind = gguf.GGMLQuantizationType[matrix_type]
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, ARCHITECTURE)
     writer.add_uint32(KEY + "version", VERSION)
@@ -51,6 +52,8 @@ def write_head(
     for name, value in shape.metadata().items():
         if isinstance(value, float):
             writer.add_float32(name, value)
+        elif isinstance(value, list):
+            writer.add_array(name, value)
         else:
             writer.add_uint32(name, value)
     writer.add_array(TOKENS, draft_vocabulary.tolist())
@@ -58,6 +61,7 @@ def write_head(
         if values.ndim == 1:
             writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
         else:
+            kind = gguf.GGMLQuantizationType[finer.get(name, matrix_type)]
             packed = gguf.quants.quantize(np.ascontiguousarray(values, np.float32), kind)
             writer.add_tensor(name, packed, raw_dtype=kind)
     writer.write_header_to_file()

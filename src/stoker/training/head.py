@@ -18,7 +18,8 @@ from stoker.speculation.head_format import HeadShape
 
 # What a head's module does of (features, embeddings, depth): at most so many steps, [B, L, width] each. What
 # step k gives at position p is meant to be the target's state at p + 1, said when nothing after p - k was
-# known but guesses. features, embeddings: [B, L, width] the target's states, and of the tokens after them.
+# known but guesses. features, embeddings: the target's states [B, L, width or more], of which a head may read
+# the first numbers only, and [B, L, width] of the tokens after them.
 Unrolled = Callable[[Tensor, Tensor, int], Iterator[Tensor]]
 _SEEN_FROM = -1e9  # logits of keys that are not seen; no infinity, whose gradients may be NaN
 
@@ -45,7 +46,11 @@ class RmsNorm(nn.Module):
 
 
 class EagleHead(nn.Module):
-    """Pairs of (state at position p, embedding of the token at p + 1) to a guess of the state at p + 1."""
+    """Pairs of (state at position p, embedding of the token at p + 1) to a guess of the state at p + 1.
+
+    With `shape.layers` the target's state has what goes into these layers beside it, [target_width] in all,
+    as in "EAGLE-3"; a state of the head's own is [width].
+    """
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
@@ -55,6 +60,9 @@ class EagleHead(nn.Module):
         self.feature_norm = RmsNorm(width, shape.norm_eps)
         self.fc_embedding = nn.Linear(width, width, bias=False)
         self.fc_feature = nn.Linear(width, width, bias=False)
+        if shape.layers:
+            self.target_norm = RmsNorm(width, shape.norm_eps)
+            self.fc_target = nn.Linear(shape.target_width, width, bias=False)
         self.attn_norm = RmsNorm(width, shape.norm_eps)
         self.attn_q = nn.Linear(width, query, bias=False)
         self.attn_k = nn.Linear(width, kv, bias=False)
@@ -69,13 +77,17 @@ class EagleHead(nn.Module):
     def forward(self, features: Tensor, embeddings: Tensor, earlier: list[Step], seen: Tensor) -> Step:
         """One step of every position s: [B, L, width] twice -> the same.
 
-        `features`: in the first step the target's states; then `earlier[-1].hidden` moved on by one position.
+        `features`: in the first step the target's states [B, L, target_width]; then `earlier[-1].hidden`
+        moved on by one position.
         A position of step k began k tokens before: it sees the first step's keys up to there, and of each
         later step the key on its own path. seen: [L, L], added to the first step's logits for k = 0.
         """
-        joined = self.fc_embedding(self.embedding_norm(embeddings)) + self.fc_feature(
-            self.feature_norm(features)
-        )
+        joined = self.fc_embedding(self.embedding_norm(embeddings))
+        if self.shape.layers and not earlier:
+            parts = features.unflatten(-1, (-1, self.shape.width))
+            joined = joined + self.fc_target(self.target_norm(parts).flatten(-2))
+        else:
+            joined = joined + self.fc_feature(self.feature_norm(features))
         normed = self.attn_norm(joined)
         batch, length, _ = joined.shape
         size = self.shape.head_size

@@ -17,6 +17,7 @@ from stoker.kernels.lowering import GROUP_COLUMNS
 from stoker.kernels.program import Float32
 from stoker.models.config import ModelConfig
 from stoker.speculation.head_format import EAGLE, MEDUSA, HeadShape, MedusaShape
+from stoker.training.dataset import read_layers
 from stoker.training.export import file_names
 from stoker.training.head import EagleHead, Unrolled
 from stoker.training.medusa import MedusaBlocks
@@ -50,6 +51,7 @@ class Lesson:
     unrolled_share: float  # of the steps: the last ones, in which more than the first guess is trained
     checkpoint: Path
     matrix_type: str  # of GGUF, in the file
+    finer: Mapping[str, str]  # of some matrices another one
     what: str  # for the card
     how: str  # was it trained
 
@@ -75,7 +77,9 @@ def _eagle(
         0.4,  # a single step costs a third, and comes first
         folder / "checkpoint.pt",
         "Q4_1",  # a pass reads all of it: half as much as of Q8_0, for 0.4 % of the guesses
-        f"EAGLE, one decoder layer of width {shape.width}, {shape.heads} heads, window {shape.window}",
+        {"fc_target.weight": "Q8_0"},  # read once in a draft
+        f"EAGLE, one decoder layer of width {shape.width}, {shape.heads} heads, window {shape.window}; reads "
+        f"the target's last state and what goes into its layers {', '.join(map(str, shape.layers))}",
         f"unrolled {unroll} deep at the end",
     )
 
@@ -95,6 +99,7 @@ def _medusa(
         1.0,  # no head is in another's way, and each is cheap
         folder / "checkpoint-medusa.pt",
         "Q8_0",  # its blocks are a tenth of what a pass reads
+        {},
         f"Medusa, {unroll} residual blocks of width {shape.width}, {shape.inner} inside",
         f"all {unroll} blocks at once",
     )
@@ -115,6 +120,7 @@ def _shape(config: ModelConfig, window: int) -> HeadShape:
         norm_eps=config.norm_eps,
         rope_base=config.rope_base,
         window=window,
+        layers=read_layers(config.layers),
     )
 
 
@@ -145,5 +151,8 @@ def _head_like(shape: HeadShape, last_layer: dict[str, Float32], output_norm: Fl
             head.get_parameter(name).copy_(torch.from_numpy(weight * np.float32(scale)))
         head.output_norm.weight.copy_(torch.from_numpy(output_norm))
         head.fc_feature.weight.copy_(torch.eye(shape.width))
+        if shape.layers:
+            head.fc_target.weight.zero_()
+            head.fc_target.weight[:, : shape.width] = torch.eye(shape.width)
         head.fc_embedding.weight.normal_(std=0.5 / math.sqrt(shape.width))
     return head

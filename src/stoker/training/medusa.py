@@ -37,6 +37,7 @@ class MedusaBlocks(nn.Module):
 
     def unrolled(self, features: Tensor, embeddings: Tensor, depth: int) -> Iterator[Tensor]:
         """See `Unrolled`: no step knows of another, and none reads the token after its state."""
+        features = features[..., : self.shape.width]
         for block in list(self.medusa)[:depth]:
             yield block(features)
             features = moved_on(features)

@@ -18,13 +18,17 @@ import numpy as np
 
 from stoker.api.errors import RequestError
 from stoker.api.request import check_int
-from stoker.engine.load import LoadOptions, load_text_engine
+from stoker.engine.load import MAX_THREADS, LoadOptions, load_text_engine
+from stoker.engine.scheduler import SchedulerOptions
+from stoker.kernels.cores import physical_cores
 from stoker.kernels.lowering import VECTOR_WIDTH
+from stoker.kernels.native import NativeInterpreter
 from stoker.kernels.program import Float32, Int32
 from stoker.models.config import config_from_gguf
+from stoker.models.load import load_native
 from stoker.speculation.head_format import EAGLE, KINDS, MEDUSA, HeadIdentity
 from stoker.training.corpus import Corpus
-from stoker.training.dataset import Dataset, compute_dataset, load_dataset
+from stoker.training.dataset import Dataset, compute_dataset, load_dataset, read_layers
 from stoker.weights.digest import model_digest
 from stoker.weights.gguf import GGUFFile
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:  # it needs torch
     from stoker.training.trainer import Report
 
 UNROLL: Final[Mapping[str, int]] = MappingProxyType({EAGLE: 3, MEDUSA: 4})
+_KV_BYTES: Final = 1 << 30  # of one conversation at a time
 Told = Callable[[str, int, int, str], None]  # (part, done, of how many, what to say of it)
 
 
@@ -127,6 +132,7 @@ def train_draft(
         draft_vocabulary=draft_vocabulary,
         tensors=_trained_tensors(lesson),
         matrix_type=lesson.matrix_type,
+        finer=lesson.finer,
         card=card,
     )
     card_path = out.with_suffix(".md")
@@ -236,6 +242,8 @@ def _data(
     corpus = Corpus(folder / "corpus.jsonl")
     there = sum(len(one.answer) for one in corpus.read())
     done = load_dataset(folder)
+    if done is not None and done.features.shape[1] != _said_width(model):
+        done = None  # of an older run, which kept less of a token
     if done is not None and there >= options.answer_tokens and done.answer_tokens == there:
         return done
     loading = LoadOptions(threads=options.threads, speculation="off")
@@ -251,13 +259,34 @@ def _data(
     text.engine.close()
     if done is not None and done.answer_tokens == sum(len(one.answer) for one in corpus.read()):
         return done  # there were no more questions
+    del text  # its keys and values take room
     return compute_dataset(
         folder,
         list(corpus.read()),
-        text.engine.interpreter,
+        _reading(model, options.threads or min(physical_cores(), MAX_THREADS)),
         batch_tokens=loading.scheduler.batch_tokens,
         progress=lambda count, total: told("states", count, total, "tokens"),
     )
+
+
+def _said_width(model: Path) -> int:
+    """Numbers that the target says of a token."""
+    with GGUFFile.open(model) as file:
+        config = config_from_gguf(file.metadata, file.tensors)
+    return config.width * (1 + len(read_layers(config.layers)))
+
+
+def _reading(model: Path, threads: int) -> NativeInterpreter:
+    """The target, which also says what heads read of its layers."""
+    with GGUFFile.open(model) as file:
+        layers = read_layers(config_from_gguf(file.metadata, file.tensors).layers)
+        return load_native(
+            file,
+            threads=threads,
+            kv_bytes=_KV_BYTES,
+            batch_tokens=SchedulerOptions().batch_tokens,
+            draft_layers=layers,
+        )
 
 
 def _card(

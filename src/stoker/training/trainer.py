@@ -72,7 +72,8 @@ Progress = Callable[[int, float, Report | None], None]  # (steps done, loss, hel
 
 class _Batch(NamedTuple):
     token_ids: Tensor  # [B, L + 2]
-    features: Tensor  # [B, L + 1, width]
+    features: Tensor  # [B, L + 1, what the target says of a token]
+    states: Tensor  # [B, L + 1, width] the hidden states among that
     wanted: Tensor  # [B, L] the token two places on counts
 
 
@@ -157,7 +158,7 @@ class Trainer:
         deepest = 0  # a head may have fewer steps than are asked for
         for batch in self._grouped(self._held_out):
             wanted = batch.wanted.cpu()
-            best = self._likeliest(batch.features[:, 1:][batch.wanted])
+            best = self._likeliest(batch.states[:, 1:][batch.wanted])
             path = torch.zeros_like(wanted)  # guesses that are right, all before them on their path too
             for number, logits, teacher in self._unrolled(batch, depth):
                 losses.append(float(_cross_entropy(logits, teacher)))
@@ -199,7 +200,7 @@ class Trainer:
         """(step, logits over the draft vocabulary, the target's probabilities) at the wanted positions."""
         with torch.autocast(self.device.type, torch.bfloat16):
             with torch.no_grad():
-                following = batch.features[:, 1:][batch.wanted]
+                following = batch.states[:, 1:][batch.wanted]
                 teacher = torch.softmax((following @ self._output.T.to(following.dtype)).float(), -1)
             embeddings = self._embeddings[batch.token_ids[:, 1:-1]]
             features = batch.features[:, :-1]
@@ -262,15 +263,18 @@ class Trainer:
             features[row, : end - begin] = data.features[begin:end]
             wanted[row, : end - begin - 2] = with_questions | data.answers[begin + 2 : end]
         to = self.device
+        said = torch.from_numpy(features[:, :-1]).to(to, torch.bfloat16)
         return _Batch(
             torch.from_numpy(token_ids).to(to),
-            torch.from_numpy(features[:, :-1]).to(to, torch.bfloat16),
+            said,
+            said[..., : self._embeddings.shape[1]],
             torch.from_numpy(wanted[:, :-2]).to(to),
         )
 
     def _described(self) -> dict[str, Any]:
         return asdict(self.options) | {
             "tokens": len(self._data.token_ids),
+            "features": self._data.features.shape[1],
             "draft_vocabulary": len(self._vocabulary),
         }
 

@@ -55,6 +55,22 @@ def test_a_slow_phase_does_not_make_the_sizes_dear_that_fall_into_it() -> None:
     assert cost.predict_ms(4) / cost.predict_ms(1) == pytest.approx(1.1, abs=0.05)
 
 
+def test_a_size_that_had_no_luck_is_not_given_up_for_good() -> None:
+    """Its first steps were slow, so it is not asked for: what it takes is guessed anew after a while."""
+    cost = DecodeCost()
+    for _ in range(20):
+        cost.observe(plan(2), 5.0)
+    for _ in range(4):
+        cost.observe(plan(4), 1.7 * 5.5)
+    assert cost.predict_ms(4) > 1.4 * 5.0
+    for _ in range(128):
+        cost.observe(plan(2), 5.0)
+    assert cost.predict_ms(4) > 1.4 * 5.0
+    cost.observe(plan(2), 5.0)
+    assert cost.predict_ms(4) < 1.2 * 5.0
+    assert cost.predict_ms(2) == pytest.approx(5.0, rel=0.05)
+
+
 def test_one_outlier_changes_little() -> None:
     cost = DecodeCost()
     for _ in range(50):
