@@ -22,12 +22,21 @@ bool Program::decodes_together(const BatchView& batch, const AttentionStep& step
 
 bool Program::shares(const AttentionStep& step) const { return !plan_of(step).shared.empty(); }
 
+// Query tokens of one unit: as many as it can take, or fewer where each thread would not have two units else.
+int64_t Program::unit_tokens(const BatchView& batch, const AttentionStep& step) const {
+  const int64_t most = std::max(1, kUnitRows / (step.heads / step.kv_heads));
+  const int64_t wanted = 2 * pool_.threads(), tokens = (batch.tokens + batch.sequences - 1) / batch.sequences;
+  if (pool_.threads() == 1) return most;
+  const int64_t tiles = std::max((tokens + most - 1) / most, (wanted + batch.sequences * step.kv_heads - 1) / (batch.sequences * step.kv_heads));
+  return std::max<int64_t>((tokens + tiles - 1) / tiles, 1);
+}
+
 void Program::plan_units(const BatchView& batch, const AttentionStep& step) {
   if (std::any_of(plans_.begin(), plans_.end(), [&](const UnitPlan& p) { return p.suits(step); })) return;
   const int group = step.heads / step.kv_heads;
   UnitPlan& plan = plans_.emplace_back();
   plan.kv_heads = step.kv_heads, plan.group = group, plan.head_size = step.head_size, plan.window = step.window;
-  const int64_t tile = std::max(1, kUnitRows / group);
+  const int64_t tile = unit_tokens(batch, step);
   for (int64_t s = 0; s < batch.sequences; ++s)
     for (int64_t t = batch.query_start[s]; t < batch.query_start[s + 1]; t += tile) {
       const int64_t end = std::min<int64_t>(t + tile, batch.query_start[s + 1]);

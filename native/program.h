@@ -182,6 +182,7 @@ class Program {
   void prepare(const BatchView& batch);
   void make_rope_tables(const BatchView& batch);
   void plan_units(const BatchView& batch, const AttentionStep& step);
+  int64_t unit_tokens(const BatchView& batch, const AttentionStep& step) const;
   struct SharedRows {  // of one group of sequences
     const SharedPrefixes::Group* group;
     int64_t begin, first, last;  // from which position the first of them sees; range of plan.shared_rows

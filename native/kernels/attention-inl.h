@@ -31,37 +31,6 @@ inline UnitRows rows_of(const AttentionTask& task, const SharedUnit& unit, Atten
   return {unit.count, s.flat, s.position};
 }
 
-struct Add {
-  static F32 of(F32 a, F32 b) { return a + b; }
-  static float all(F32 a) { return reduce_add(a); }
-};
-struct Max {
-  static F32 of(F32 a, F32 b) { return vmax(a, b); }
-  static float all(F32 a) { return reduce_max(a); }
-};
-// Of rows a and b, one half of their lanes folded onto the other: a's where `second` is clear, b's where it is set.
-template <class Fold>
-inline F32 fold(F32 a, F32 b, Mask second, F32 (*swap)(F32)) {
-  return Fold::of(select(second, b, a), swap(select(second, a, b)));
-}
-// out[r] = the 16 lanes of row r folded by the fixed tree of reduce_add. Sixteen rows at a time take half the
-// operations of one by one; the pairs that are added are the same, so the bits are.
-template <class Fold>
-inline void fold_rows(const float* lanes, int rows, float* out) {
-  const Mask m8 = mask_from_bits(0xFF00), m4 = mask_from_bits(0xF0F0), m2 = mask_from_bits(0xCCCC), m1 = mask_from_bits(0xAAAA);
-  int first = 0;
-  for (; first + 6 <= rows; first += 16) {  // rows past the last hold stale numbers, and nobody reads theirs
-    F32 v[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) v[i] = fold<Fold>(load(lanes + 16 * (first + i)), load(lanes + 16 * (first + i + 8)), m8, swap8);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) v[i] = fold<Fold>(v[i], v[i + 4], m4, swap4);
-    for (int i = 0; i < 2; ++i) v[i] = fold<Fold>(v[i], v[i + 2], m2, swap2);
-    store(out + first, fold<Fold>(v[0], v[1], m1, swap_pairs));
-  }
-  for (; first < rows; ++first) out[first] = Fold::all(load(lanes + 16 * first));
-}
-
 // Largest visible logit of each row over one chunk, into s.here; softcaps and hides in place where needed.
 inline void chunk_maxima(const AttentionTask& task, const UnitRows& rows, int64_t chunk, AttentionScratch& s) {
   for (int r = 0; r < rows.count; ++r) {

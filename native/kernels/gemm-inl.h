@@ -235,6 +235,6 @@ void linear_gated(const LinearTask& task, int64_t pair_begin, int64_t pair_end) 
         for (int i = 0; i < count; ++i) gate[half][i] = gated(task.activation, gate[half][i], up[i]);
       }
       const QuantisedTile out = tile_of(task.out_quantised, t / 16);
-      for (int i = 0; i < count; ++i) quantise_into(out, pair, i, gate[0][i], gate[1][i]);
+      quantise_tokens(out, pair, 0, count, gate[0], gate[1]);
     }
 }

@@ -1,6 +1,7 @@
 // Included by each targets/*.cc inside namespace stoker::STOKER_TARGET, after the target's intrinsics header.
 #include "../kernels/lanes-inl.h"
 #include "../kernels/math-inl.h"
+#include "../kernels/fold-inl.h"
 #include "../kernels/quantise-inl.h"
 #include "../kernels/norm-inl.h"
 #include "../kernels/activation-inl.h"

@@ -150,7 +150,8 @@ def test_it_drafts_from_the_state_before_the_last_known_token(folder: Path, head
     proposal = drafter.propose(8)
     assert proposal is not None
     likeliest = head.token_ids[head.guess(rows[2:3], SHAPE.heads).argmax(axis=1)]
-    stem = Draft(tuple(proposal.tokens), tuple(proposal.parents or ())).stem
+    parents = None if proposal.parents is None else tuple(proposal.parents)
+    stem = Draft(tuple(proposal.tokens), parents).stem
     assert list(stem) == likeliest[: len(stem)].tolist()
     assert all(0 <= kind < len(drafters.chances) for kind in proposal.kinds)
     one = drafter.propose(1)

@@ -23,7 +23,7 @@ from stoker.engine.budget import BudgetOptions, TokenBudget
 from stoker.engine.decode_cost import DecodeCost, is_decode_only
 from stoker.engine.guided import allowed_draft
 from stoker.engine.journal import Aborted, Added, AddedEmbedding, AddedScore, Closed, Journal, Lent, Stepped
-from stoker.engine.plan import StepPlan
+from stoker.engine.plan import Chunk, StepPlan
 from stoker.engine.pooling import PooledStates
 from stoker.engine.runner import Runner, Samples
 from stoker.engine.scheduler import NO_DRAFTS, Output, Scheduler, SchedulerOptions
@@ -270,10 +270,12 @@ class Engine:
         return _as_drafts(found)
 
     def _stream(self, sequence: Sequence) -> Stream:
-        opening = Opening(
-            _shared_with(sequence), sequence.prompt, sequence.prediction, sequence.packed, sequence.features,
-            sequence.stop_ids,
-        )  # fmt: skip
+        opening = sequence.opening
+        if opening is None:
+            opening = sequence.opening = Opening(
+                _shared_with(sequence), sequence.prompt, sequence.prediction, sequence.packed,
+                sequence.features, sequence.stop_ids,
+            )  # fmt: skip
         guide = sequence.guide
         allowed = None
         if guide is not None:
@@ -328,14 +330,12 @@ class Engine:
         for chunk in plan.chunks:
             if chunk.draft:
                 output, draft = told[chunk.number], drafts[chunk.number]
-                said = (output.token_id, *output.written)[: output.accepted]
-                accepted = draft.accepted(tuple(token for token in said if token is not None))
-                verified = len(draft.tokens)
-                if draft != chunk.guesses:
-                    places = draft.places_in(chunk.guesses)
-                    verified = next((i for i, place in enumerate(places) if place is None), verified)
-                verified = max(verified, *(i + 1 for i in accepted), 0)
-                sampled = token_ids[row : row + chunk.rows].tolist() if draft.is_chain else ()
+                if draft.parents is None:  # the planned part of a chain is its beginning
+                    verified, accepted = len(chunk.draft), tuple(range(output.accepted))
+                    sampled = token_ids[row : row + chunk.rows]
+                else:
+                    verified, accepted = _verified(draft, chunk, output)
+                    sampled = token_ids[:0]
                 speculator.judge(chunk.number, verified, accepted, sampled)
                 self._tally.add(len(chunk.draft) + chunk.branch_tokens, output.accepted)
             row += chunk.rows + chunk.branch_tokens
@@ -482,6 +482,17 @@ def _shared_with(sequence: Sequence) -> bytes:
     """What drafters learn of an answer serves its tenant's other answers of the namespace: it shows in the
     speed."""
     return sequence.namespace + b"\0" + sequence.tenant.encode("utf-8", "surrogatepass")
+
+
+def _verified(draft: Draft, chunk: Chunk, output: Output) -> tuple[int, tuple[int, ...]]:
+    """How many of a tree's first guesses were verified, and the places of those that were right."""
+    said = (output.token_id, *output.written)[: output.accepted]
+    accepted = draft.accepted(tuple(token for token in said if token is not None))
+    verified = len(draft.tokens)
+    if draft != chunk.guesses:
+        places = draft.places_in(chunk.guesses)
+        verified = next((i for i, place in enumerate(places) if place is None), verified)
+    return max(verified, *(i + 1 for i in accepted), 0), accepted
 
 
 def _as_drafts(drafts: Mapping[int, Draft | tuple[int, ...]]) -> dict[int, Draft]:

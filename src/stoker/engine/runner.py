@@ -147,14 +147,14 @@ class Runner:
         count = len(sequences)
         _, starts, tokens, rows, _, _ = zip(*plan.chunks, strict=True)
         if sum(tokens) != count or sum(rows) != count:
-            if count == 1 and not plan.chunks[0].branches:
-                return self._batch_of_one(plan.chunks[0], sequences[0])
+            if count == 1:
+                of_one = self._batch_of_tree if plan.chunks[0].branches else self._batch_of_one
+                return of_one(plan.chunks[0], sequences[0])
             return self._mixed_batch(plan.chunks, sequences)
         columns = max(starts) // BLOCK_TOKENS + 1
         table_rows = [sequence.table.row for sequence in sequences if sequence.table is not None]
         # One token and one row each: the common step is spared most numpy calls, a microsecond apiece.
-        if count >= len(self._counting):
-            self._counting = np.arange(2 * count, dtype=np.int32)
+        counting = self._counting_to(count + 1)
         numbers = list(starts)
         numbers += [start + 1 for start in starts]
         numbers += [sequence.token_at(start) for sequence, start in zip(sequences, starts, strict=True)]
@@ -163,28 +163,63 @@ class Runner:
         return Batch(
             token_ids=packed[2 * count :],
             positions=packed[:count],
-            query_start=self._counting[: count + 1],
+            query_start=counting[: count + 1],
             kv_tokens=packed[count : 2 * count],
             block_tables=self._pool.batch_tables(table_rows, columns),
-            logit_rows=self._counting[:count],
-            hidden_rows=self._counting[:count] if keeps else NO_ROWS,
+            logit_rows=counting[:count],
+            hidden_rows=counting[:count] if keeps else NO_ROWS,
         )
 
     def _batch_of_one(self, chunk: Chunk, sequence: Sequence) -> Batch:
         """A stream that is alone, with a draft; or a prompt: what `_mixed_batch` makes of it, sooner."""
         assert sequence.table is not None
-        start, end, count = chunk.start, chunk.end, chunk.tokens
-        counting = np.arange(count, dtype=np.int32)
-        first_hidden = self._first_hidden(sequence, chunk) - start
+        _, start, count, rows, _, _ = chunk
+        end = start + count
+        counting = self._counting_to(end)
+        first_hidden = sequence.first_hidden(start, end, keeps_features=self.keeps_features)
+        lengths = np.array((0, count, end), np.int32)
         return Batch(
             token_ids=sequence.peek(start, end),
-            positions=counting + np.int32(start),
-            query_start=np.array((0, count), np.int32),
-            kv_tokens=np.array((end,), np.int32),
+            positions=counting[start:end],
+            query_start=lengths[:2],
+            kv_tokens=lengths[2:],
             block_tables=self._pool.batch_tables([sequence.table.row], -(-end // BLOCK_TOKENS)),
-            logit_rows=counting[count - chunk.rows :],
-            hidden_rows=counting[first_hidden:],
+            logit_rows=counting[count - rows : count],
+            hidden_rows=counting[first_hidden - start : count],
         )
+
+    def _batch_of_tree(self, chunk: Chunk, sequence: Sequence) -> Batch:
+        """A stream that is alone, with a tree: likewise. All of it gives logits, and all or none is kept."""
+        assert sequence.table is not None
+        start, end = chunk.start, chunk.end
+        token_ids = sequence.peek(start, end).tolist()
+        positions, query_start, kv_tokens = list(range(start, end)), [0, chunk.tokens], [end]
+        for branch, begin in zip(chunk.branches, branch_starts(chunk), strict=True):
+            token_ids += branch.tokens
+            positions += range(begin, begin + len(branch.tokens))
+            query_start.append(len(token_ids))
+            kv_tokens.append(begin + len(branch.tokens))
+        tokens, parts = len(token_ids), len(kv_tokens)
+        counting = self._counting_to(tokens)
+        packed = np.array(token_ids + positions + query_start + kv_tokens, np.int32)
+        table_rows = [sequence.table.row, *(table.row for table in sequence.branch_tables)]
+        copies = sorted((1 + guess, 1 + branch) for guess, branch in copied(chunk))
+        return Batch(
+            token_ids=packed[:tokens],
+            positions=packed[tokens : 2 * tokens],
+            query_start=packed[2 * tokens : -parts],
+            kv_tokens=packed[-parts:],
+            block_tables=self._pool.batch_tables(table_rows, -(-max(kv_tokens) // BLOCK_TOKENS)),
+            logit_rows=counting[:tokens],
+            hidden_rows=counting[:tokens] if self._first_hidden(sequence, chunk) < end else NO_ROWS,
+            kv_copies=np.array(copies, np.int32) if copies else NO_COPIES,
+        )
+
+    def _counting_to(self, end: int) -> Int32:
+        """At least so many numbers from 0 on."""
+        if end > len(self._counting):
+            self._counting = np.arange(2 * end, dtype=np.int32)
+        return self._counting
 
     def _mixed_batch(self, chunks: tuple[Chunk, ...], sequences: list[Sequence]) -> Batch:
         """Chunks of any length, with any number of rows and branches."""

@@ -15,6 +15,7 @@ from stoker.engine.pooling import PooledStates
 from stoker.grammar.guide import Guide
 from stoker.kernels.program import Int32
 from stoker.sampling.rows import PackedParams
+from stoker.speculation.drafter import Opening
 from stoker.speculation.features import Features
 
 _FIRST_CAPACITY = 256  # ids kept beyond the prompt before the buffer doubles; most answers are shorter
@@ -61,9 +62,9 @@ class Sequence:
     __slots__ = (
         "_ids", "accepted", "background", "branch_tables", "cached", "choice", "computed", "deadline",
         "drafted", "ended_by_token", "fault", "features", "finish_reason", "followers", "given", "guide",
-        "known", "leader", "limit", "namespace", "number", "packed", "params", "pooled", "prediction",
-        "priority", "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids", "stop_reason",
-        "table", "tenant",
+        "known", "leader", "limit", "namespace", "number", "opening", "packed", "params", "pooled",
+        "prediction", "priority", "prompt", "purpose", "queued_at", "request_id", "scored", "stop_ids",
+        "stop_reason", "table", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -109,9 +110,8 @@ class Sequence:
         self.background = standing.background
         self.prediction = standing.prediction
         self.drafted = self.accepted = 0  # tokens verified beside its own; of these, what it said as well
-        self.guide = guide
-        self.pooled = pooled
-        self.features = features
+        self.guide, self.pooled, self.features = guide, pooled, features
+        self.opening: Opening | None = None  # what drafters are told of it, once any were
         self.queued_at = 0  # the step after which it began to wait; written by the scheduler
         # Choices share a prompt: the leader computes it, the followers wait and then fork its table.
         self.leader: Sequence | None = None

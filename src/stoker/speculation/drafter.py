@@ -87,8 +87,8 @@ class Drafters(Protocol):
         """By kind, from 0: how often a token of it is accepted, until experience says so."""
         ...
 
-    def open(self, opening: Opening) -> Drafter:
-        """For a new sequence."""
+    def open(self, opening: Opening) -> Drafter | None:
+        """For a new sequence; none if there is nothing to draft it from, now or later."""
         ...
 
 

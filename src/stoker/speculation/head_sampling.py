@@ -144,7 +144,10 @@ class _Growing:
         return True
 
     def proposal(self) -> Proposal | None:
-        return Proposal(self._tokens, self._kinds, self._parents) if self._tokens else None
+        if not self._tokens:
+            return None
+        is_chain = len(self._tokens) == len(self.path)
+        return Proposal(self._tokens, self._kinds, None if is_chain else self._parents)
 
 
 def wants_likeliest(packed: PackedParams) -> bool:

@@ -23,8 +23,6 @@ class PredictionDrafter:
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """See `Drafter`."""
-        if not self._prediction:
-            return
         skipped = min(self._prompt_left, len(token_ids))
         self._prompt_left -= skipped
         for token in token_ids[skipped:]:
@@ -55,6 +53,6 @@ class PredictionDrafters:
     passes = 0
     feature_tokens = 0
 
-    def open(self, opening: Opening) -> PredictionDrafter:
+    def open(self, opening: Opening) -> PredictionDrafter | None:
         """See `Drafters`."""
-        return PredictionDrafter(opening)
+        return PredictionDrafter(opening) if opening.prediction else None

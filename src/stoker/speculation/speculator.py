@@ -197,6 +197,7 @@ class _Worth:
         self.streams = streams
         self._margin = _MARGIN if streams > 1 else 1.0
         self._cost = cost
+        self._least_chance: float | None = None
         self._costs_ms = [max(cost.predict_ms(streams), 1e-3)]  # by drafted tokens, as far as was asked
         self.step_ms = self._costs_ms[0]  # without drafts
         self.plain = streams / self.step_ms
@@ -234,8 +235,10 @@ class _Worth:
 
     def least_chance(self) -> float:
         """A drafted token with a smaller chance is worth its cost at no draft length of one stream."""
-        per_token = min((self._cost_ms(n) - self.step_ms) / n for n in range(1, MOST_DRAFTED + 1))
-        return self._margin * per_token * self.plain
+        if self._least_chance is None:
+            per_token = min((self._cost_ms(n) - self.step_ms) / n for n in range(1, MOST_DRAFTED + 1))
+            self._least_chance = self._margin * per_token * self.plain
+        return self._least_chance
 
 
 class Speculator:
@@ -298,7 +301,9 @@ class Speculator:
             chosen[candidate.number] = self._ask(candidate, places)
         return chosen
 
-    def judge(self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] = ()) -> None:
+    def judge(
+        self, number: int, drafted: int, accepted: Sequence[int], sampled: Sequence[int] | Int32 = ()
+    ) -> None:
         """Of the draft of a stream the first so many tokens were verified; those at these places, in order,
         the model said as well. `sampled`: what it said at all verified places of a chain, and after it."""
         self.drafted_tokens += drafted
@@ -311,8 +316,9 @@ class Speculator:
             parent = i - 1 if asked.parents is None else asked.parents[i]
             if parent in reached:
                 asked.source.learn(asked.kinds[i], accepted=i in said)
-        if sampled and asked.parents is None and asked.source.observer is not None:
-            asked.source.observer.observe(asked.tokens[:drafted], sampled)
+        if asked.source.observer is not None and asked.parents is None and len(sampled):
+            said_there = [int(token_id) for token_id in sampled]
+            asked.source.observer.observe(asked.tokens[:drafted], said_there)
         if asked.source.passes:
             asked.source.learn_gain(drafted, len(accepted))
 
@@ -325,10 +331,12 @@ class Speculator:
     def _ask(self, candidate: _Candidate, places: list[int]) -> tuple[int, ...] | Draft:
         """These tokens of a proposal, in order; a subtree is closed under parents, as those are likelier."""
         proposal = candidate.proposal
-        tokens = tuple(proposal.tokens[i] for i in places)
-        kinds = tuple(proposal.kinds[i] for i in places)
         parents = None
-        if proposal.parents is not None:
+        if proposal.parents is None:
+            tokens, kinds = tuple(proposal.tokens[: len(places)]), tuple(proposal.kinds[: len(places)])
+        else:
+            tokens = tuple(proposal.tokens[i] for i in places)
+            kinds = tuple(proposal.kinds[i] for i in places)
             new = {-1: -1} | {old: place for place, old in enumerate(places)}
             parents = tuple(new[proposal.parents[i]] for i in places)
             if all(parent == i - 1 for i, parent in enumerate(parents)):
@@ -432,9 +440,10 @@ class Speculator:
         if proposal is None or not proposal.tokens:
             return None
         chances: list[float] = []
+        of_kinds = {kind: source.chance(kind) for kind in set(proposal.kinds)}
         for i, kind in enumerate(proposal.kinds):
             parent = i - 1 if proposal.parents is None else proposal.parents[i]
-            chances.append(source.chance(kind) * (1.0 if parent < 0 else chances[parent]))
+            chances.append(of_kinds[kind] * (1.0 if parent < 0 else chances[parent]))
         return _Candidate(stream.number, source, proposal, tuple(chances))
 
     def _sources_of(self, stream: Stream) -> list[_Source]:
@@ -443,6 +452,8 @@ class Speculator:
             sources = self._sources[stream.number] = []
             for one in self._drafters:
                 drafter = one.open(stream.opening)
+                if drafter is None:
+                    continue
                 observer = drafter if isinstance(drafter, Observer) else None
                 catches_up = drafter if isinstance(drafter, CatchesUp) else None
                 source = _Source(one.name, one.passes, drafter, observer, catches_up, self._all[one.name])
@@ -471,6 +482,8 @@ def _allowed(proposal: Proposal, allowed: Callable[[Draft, int], AllowedDraft], 
 def _chosen(candidates: Sequence[_Candidate], worth: _Worth, most: int) -> Iterator[list[int]]:
     """The places of each candidate's tokens to verify: the likeliest of all, as many as are worth most, at
     most so many."""
+    if len(candidates) == 1 and candidates[0].proposal.parents is None:
+        return iter((list(range(worth.best(candidates[0].chances[:most])[0])),))  # it is ranked as it stands
     ranked = sorted(
         (-chance, which, place)
         for which, candidate in enumerate(candidates)

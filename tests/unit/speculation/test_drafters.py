@@ -106,6 +106,7 @@ def test_namespaces_share_nothing() -> None:
 def predicting(prediction: list[int], answer: list[int]) -> list[int] | None:
     """What is drafted after a prompt of two tokens and this much of an answer."""
     drafter = PredictionDrafters().open(Opening(prompt_tokens=2, prediction=tuple(prediction)))
+    assert drafter is not None
     drafter.extend([90, 91, *answer[:1]])
     for token in answer[1:]:
         drafter.extend([token])
@@ -122,7 +123,7 @@ def test_a_prediction_is_followed_left_and_found_again() -> None:
     assert predicting(prediction, [1, 2, 3, 30, 4, 5, 6]) == [7, 8]
     assert predicting(prediction, [40, 41, 5, 6, 7]) == [8]
     assert predicting(prediction, prediction) is None
-    assert predicting([], [1, 2, 3]) is None
+    assert PredictionDrafters().open(Opening(prompt_tokens=2)) is None
 
 
 def test_names_of_drafters() -> None:
