@@ -24,11 +24,16 @@ bool Program::shares(const AttentionStep& step) const { return !plan_of(step).sh
 
 // Query tokens of one unit: as many as it can take, or fewer where each thread would not have two units else.
 int64_t Program::unit_tokens(const BatchView& batch, const AttentionStep& step) const {
-  const int64_t most = std::max(1, kUnitRows / (step.heads / step.kv_heads));
-  const int64_t wanted = 2 * pool_.threads(), tokens = (batch.tokens + batch.sequences - 1) / batch.sequences;
-  if (pool_.threads() == 1) return most;
-  const int64_t tiles = std::max((tokens + most - 1) / most, (wanted + batch.sequences * step.kv_heads - 1) / (batch.sequences * step.kv_heads));
-  return std::max<int64_t>((tokens + tiles - 1) / tiles, 1);
+  const int64_t most = std::max(1, kUnitRows / (step.heads / step.kv_heads)), wanted = 2 * pool_.threads();
+  int64_t units = 0, longest = 1;
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    const int64_t tokens = batch.query_start[s + 1] - batch.query_start[s];
+    units += (tokens + most - 1) / most * step.kv_heads;
+    longest = std::max(longest, tokens);
+  }
+  if (units >= wanted || pool_.threads() == 1) return most;
+  const int64_t tiles = (wanted + units - 1) / units;  // in place of each
+  return (std::min(longest, most) + tiles - 1) / tiles;
 }
 
 void Program::plan_units(const BatchView& batch, const AttentionStep& step) {
