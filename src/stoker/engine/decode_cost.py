@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from stoker.engine.plan import StepPlan
 
@@ -34,6 +34,14 @@ _FIRST_STEPS: Final = 4  # observations before the pace is believed
 _FORGOTTEN_STEPS: Final = 128
 
 
+class _Kind(NamedTuple):
+    """Steps that take about as long. Many streams with a draft take another way through attention than the
+    same number of tokens of streams alone, and longer."""
+
+    drafted: bool
+    size: int  # `tiled` tokens
+
+
 @dataclass(slots=True)
 class _Estimate:
     """Of a logarithm."""
@@ -59,10 +67,10 @@ class DecodeCost:
 
     def __init__(self) -> None:
         self._pace = _Estimate(0.0, _UNKNOWN_PACE)
-        self._sizes: dict[int, _Estimate] = {}  # by `tiled` tokens
-        self._seen: dict[int, int] = {}  # at which step a size was seen last, in this order
+        self._kinds: dict[_Kind, _Estimate] = {}
+        self._seen: dict[_Kind, int] = {}  # at which step a kind was seen last, in this order
         self._steps = 0
-        self._predicted_ms: dict[int, float] = {}  # by the same, until the next observation
+        self._predicted_ms: dict[_Kind, float] = {}  # until the next observation
 
     @property
     def known(self) -> bool:
@@ -73,43 +81,48 @@ class DecodeCost:
         """Take in how long a step took; one with a part of a prompt in it says nothing here."""
         if not is_decode_only(plan):
             return
-        size = tiled(plan.tokens)
+        kind = _Kind(plan.tokens > len(plan.chunks), tiled(plan.tokens))
         pace = self._pace
-        own = self._sizes.get(size)
+        own = self._kinds.get(kind)
         if own is None:
-            own = self._sizes[size] = _Estimate(self._peculiar(size), _UNSEEN if self._sizes else _SIZE_DRIFT)
+            own = self._kinds[kind] = _Estimate(self._peculiar(kind), _UNSEEN if self._kinds else _SIZE_DRIFT)
         pace.variance += _PACE_DRIFT
         own.variance += _SIZE_DRIFT
         variance = pace.variance + own.variance + _NOISE
-        error = math.log(elapsed_ms / _shape(size)) - pace.mean - own.mean
+        error = math.log(elapsed_ms / _shape(kind.size)) - pace.mean - own.mean
         most = _MOST_DEVIATIONS * math.sqrt(variance)
         error = min(max(error, -most), most)
         own.learn(error, variance)
         pace.learn(error, variance)
         self._steps += 1
-        self._seen.pop(size, None)
-        self._seen[size] = self._steps
+        self._seen.pop(kind, None)
+        self._seen[kind] = self._steps
         oldest = next(iter(self._seen))
         if self._steps - self._seen[oldest] > _FORGOTTEN_STEPS:
-            del self._seen[oldest], self._sizes[oldest]
+            del self._seen[oldest], self._kinds[oldest]
         self._predicted_ms.clear()
 
-    def predict_ms(self, tokens: int) -> float:
-        """A step of so many tokens."""
-        size = tiled(tokens)
-        found = self._predicted_ms.get(size)
+    def predict_ms(self, tokens: int, *, streams: int = 1) -> float:
+        """A step of so many tokens; those beyond one a stream are drafted."""
+        kind = _Kind(tokens > streams, tiled(tokens))
+        found = self._predicted_ms.get(kind)
         if found is None:
-            found = _shape(size) * math.exp(self._pace.mean + self._peculiar(size))
-            self._predicted_ms[size] = found
+            found = _shape(kind.size) * math.exp(self._pace.mean + self._peculiar(kind))
+            self._predicted_ms[kind] = found
         return found
 
-    def _peculiar(self, size: int) -> float:
-        """The logarithm of what it takes by what its shape says; unseen, that of the size next to it."""
-        own = self._sizes.get(size)
-        if own is None:
-            near = min(self._sizes, key=lambda other: (abs(other - size), other), default=None)
-            return 0.0 if near is None else self._sizes[near].mean
-        return own.mean
+    def _peculiar(self, kind: _Kind) -> float:
+        """The logarithm of what it takes by what its shape says; unseen, that of the size next to it, with or
+        without drafts as it is, if any such was seen."""
+        own = self._kinds.get(kind)
+        if own is not None:
+            return own.mean
+        near = min(
+            self._kinds,
+            key=lambda other: (other.drafted is not kind.drafted, abs(other.size - kind.size), other.size),
+            default=None,
+        )
+        return 0.0 if near is None else self._kinds[near].mean
 
 
 def is_decode_only(plan: StepPlan) -> bool:

@@ -254,20 +254,26 @@ class Engine:
     def _draft(self, speculator: Speculator, budget_tokens: int) -> dict[int, Draft]:
         """What to verify in the next step, if it is one of streams only."""
         decoding = self.scheduler.decoding()
-        if not decoding:
+        if not decoding:  # prompts are under way: are their states wanted, once they are streams?
+            self._keep_features(speculator.would_look(self.scheduler.running))
             return {}
         pays = speculator.may_pay(len(decoding))
-        if self._runner.keeps_features and not pays:
-            for sequence in decoding:  # those behind the known tokens are of wrong guesses
-                if sequence.features is not None:
-                    sequence.features.cut(sequence.known - 1)
-        self._runner.keeps_features = pays  # while none is drafted, nobody reads them
+        self._keep_features(pays)
         if not pays:
             return {}
         room = min(budget_tokens, self.options.scheduler.logit_rows) - len(decoding)
         found = speculator.draft([self._stream(sequence) for sequence in decoding], most_tokens=room)
         self._drafting_ms, self._looked_for_drafts = speculator.drafting_ms, True
         return _as_drafts(found)
+
+    def _keep_features(self, wanted: bool) -> None:
+        """While nothing is drafted, nobody reads them."""
+        if self._runner.keeps_features and not wanted:
+            for sequences in self._open.values():
+                for sequence in sequences:  # those behind the known tokens are of wrong guesses
+                    if sequence.features is not None:
+                        sequence.features.cut(sequence.known - 1)
+        self._runner.keeps_features = wanted
 
     def _stream(self, sequence: Sequence) -> Stream:
         opening = sequence.opening
@@ -348,7 +354,7 @@ class Engine:
         if self._speculator is not None and self._decode_cost.known and is_decode_only(plan):
             # Plain steps would have taken this long for the same tokens: more, or, for wrong guesses, less.
             streams = len(plan.chunks)
-            plain_ms = self._decode_cost.predict_ms(streams)
+            plain_ms = self._decode_cost.predict_ms(streams, streams=streams)
             saved_ms = plain_ms * (1 + self._last_accepted / streams) - elapsed_ms
             if self._looked_for_drafts:
                 self._speculator.learn_profit(streams, saved_ms / plain_ms)

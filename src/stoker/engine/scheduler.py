@@ -169,9 +169,12 @@ class Scheduler:
         return self._running[number]
 
     def decoding(self) -> list[Sequence]:
-        """Sequences of which the next step samples a token, unless the prompts of others are under way: then
-        none, as a step's tokens are theirs."""
+        """Sequences of which the next step samples a token, unless the prompts of others are under way or may
+        be admitted: then none, as a step's tokens are theirs."""
         parks = self._parks
+        waiting = self._waiting.foreground if parks else len(self._waiting)
+        if waiting and len(self._running) < self.options.max_sequences:
+            return []
         found = []
         for sequence in self._running.values():
             if parks and sequence.background:

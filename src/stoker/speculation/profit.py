@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Whether a guess is right decides more than how long a step takes: of one stream the mean of so many steps is
-# off by 6 % of a step, of four by 3 %.
+# off by 6 % of a step, of four by 3 %. Many streams tell sooner, and there looking alone takes a twentieth of
+# a step; but for fewer than the least steps the machine's own pace decides.
 _TRIED_STEPS = 64
+_TRIED_STREAM_STEPS = 128
+_LEAST_TRIED_STEPS = 8
 _FIRST_REST_STEPS = 64
 _MOST_REST_STEPS = 1024  # where each try lost: trying costs a sixteenth of what drafting would
 _MOST_LOSS = 1.0  # of a plain step, by one step: more is the machine's doing
@@ -14,7 +17,8 @@ _MOST_LOSS = 1.0  # of a plain step, by one step: more is the machine's doing
 
 @dataclass(slots=True)
 class _Account:
-    """Of one number of streams."""
+    """Of about so many streams: up to one, two, four, eight ... As answers end, their number falls one by
+    one, and a try for each would be a try without end."""
 
     saved: float = 0.0  # in this try, in plain steps
     steps: int = 0
@@ -28,23 +32,27 @@ class Profit:
     """
 
     def __init__(self) -> None:
-        self._accounts: dict[int, _Account] = {}  # by streams
+        self._accounts: dict[int, _Account] = {}  # by the logarithm of streams, rounded up
 
     def pays(self, streams: int) -> bool:
         """Whether to draft in the next step of so many streams; to be asked once for each."""
-        account = self._accounts.get(streams)
-        if account is None or not account.rest:
+        if not self.rests(streams):
             return True
-        account.rest -= 1
+        self._accounts[_about(streams)].rest -= 1
         return False
+
+    def rests(self, streams: int) -> bool:
+        """Whether there is no drafting for a while, as it lost."""
+        account = self._accounts.get(_about(streams))
+        return account is not None and account.rest > 0
 
     def learn(self, streams: int, saved: float) -> None:
         """A step in which drafts were looked for saved so much, in parts of a plain step of these streams;
         negative: it lost."""
-        account = self._accounts.setdefault(streams, _Account())
+        account = self._accounts.setdefault(_about(streams), _Account())
         account.saved += max(saved, -_MOST_LOSS)
         account.steps += 1
-        if account.steps < _TRIED_STEPS:
+        if account.steps < max(min(_TRIED_STEPS, _TRIED_STREAM_STEPS // streams), _LEAST_TRIED_STEPS):
             return
         if account.saved < 0:
             account.rest = account.next_rest
@@ -52,3 +60,7 @@ class Profit:
         else:
             account.next_rest = _FIRST_REST_STEPS
         account.saved, account.steps = 0.0, 0
+
+
+def _about(streams: int) -> int:
+    return (streams - 1).bit_length()

@@ -51,8 +51,8 @@ _NEW_COST = 0.1  # weight of the latest part in what reading a token takes
 class Cost(Protocol):
     """What a step takes; `stoker.engine.decode_cost.DecodeCost` is one."""
 
-    def predict_ms(self, tokens: int) -> float:
-        """A step of so many tokens."""
+    def predict_ms(self, tokens: int, *, streams: int) -> float:
+        """A step of so many tokens; those beyond one a stream are drafted."""
         ...
 
 
@@ -198,7 +198,9 @@ class _Worth:
         self._margin = _MARGIN if streams > 1 else 1.0
         self._cost = cost
         self._least_chance: float | None = None
-        self._costs_ms = [max(cost.predict_ms(streams), 1e-3)]  # by drafted tokens, as far as was asked
+        self._costs_ms = [
+            max(cost.predict_ms(streams, streams=streams), 1e-3)
+        ]  # by drafted tokens, as far as was asked
         self.step_ms = self._costs_ms[0]  # without drafts
         self.plain = streams / self.step_ms
         # Two passes of a draft head, each of which reads a twentieth of what a step does.
@@ -209,7 +211,8 @@ class _Worth:
         costs_ms = self._costs_ms
         while len(costs_ms) <= drafted:
             # More tokens do not take less: where they seem to, that is noise.
-            costs_ms.append(max(self._cost.predict_ms(self.streams + len(costs_ms)), costs_ms[-1]))
+            predicted_ms = self._cost.predict_ms(self.streams + len(costs_ms), streams=self.streams)
+            costs_ms.append(max(predicted_ms, costs_ms[-1]))
         return costs_ms[drafted]
 
     def of(self, drafted: int, gain: float) -> float:
@@ -267,6 +270,10 @@ class Speculator:
             return False
         self._worth = _Worth(self._cost, streams)
         return self._worth.least_chance() < _MOST_NEEDED
+
+    def would_look(self, streams: int) -> bool:
+        """Whether drafts would be looked for, were the next step one of so many streams alone."""
+        return not self._profit.rests(streams) and _Worth(self._cost, streams).least_chance() < _MOST_NEEDED
 
     def learn_profit(self, streams: int, saved: float) -> None:
         """What a step saved for which `draft` was called, in parts of a plain step of so many streams."""

@@ -89,3 +89,17 @@ def test_steps_with_a_prompt_say_nothing() -> None:
         cost.observe(plan(1), 5.0)
     assert cost.known
     assert cost.predict_ms(1) == pytest.approx(5.0, rel=1e-3)
+
+
+def test_many_streams_with_a_draft_are_another_matter_than_as_many_tokens_without() -> None:
+    cost = DecodeCost()
+    alone = StepPlan(0, tuple(Chunk(i, 100, 1, 1) for i in range(20)), (), ())
+    beside = StepPlan(0, (*alone.chunks[:18], Chunk(18, 100, 2, 2, (7,))), (), ())
+    for _ in range(50):
+        cost.observe(alone, 10.0)
+    assert cost.predict_ms(20, streams=19) == pytest.approx(10.0, rel=0.01), "nothing is known of drafts"
+    for _ in range(2):
+        cost.observe(beside, 16.0)
+    assert cost.predict_ms(20, streams=19) > 14.5
+    assert cost.predict_ms(22, streams=19) > 14.5, "nor is another draft cheaper"
+    assert cost.predict_ms(20, streams=20) < 11.0

@@ -24,14 +24,22 @@ def test_what_loses_is_tried_less_and_less() -> None:
     shares = [drafted(profit, 4, -0.05, 4096) / 4096 for _ in range(3)]
     assert shares[0] < 0.2
     assert shares[-1] < 0.08
-    assert drafted(profit, 3, 0.1, 10) == 10, "other numbers of streams are another matter"
+    assert drafted(profit, 5, 0.1, 10) == 10, "other numbers of streams are another matter"
     drafted(profit, 4, 0.1, 1100)
+    assert not profit.rests(4)
     assert drafted(profit, 4, 0.1, 500) == 500, "it pays again"
-    assert drafted(profit, 4, -0.1, 64 + 64) < 128, "and the first rest is short again"
-    assert drafted(profit, 4, 0.1, 64) >= 62
+    assert drafted(profit, 4, -1.0, 32 + 64) <= 32, "and the first rest is short again"
+    assert drafted(profit, 4, 0.1, 64) >= 32
 
 
 def test_one_step_that_the_machine_held_up_is_no_loss() -> None:
     profit = Profit()
     profit.learn(1, -500.0)
     assert drafted(profit, 1, 0.1, 200) == 200
+
+
+def test_many_streams_tell_sooner_and_one_less_is_no_new_try() -> None:
+    profit = Profit()
+    assert drafted(profit, 32, -0.05, 64) == 8
+    assert sum(drafted(profit, streams, -0.05, 4) for streams in range(31, 16, -1)) <= 8
+    assert drafted(profit, 16, -0.05, 64) == 8, "half as many are"

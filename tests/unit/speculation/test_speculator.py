@@ -18,7 +18,7 @@ class Cost:
     def __init__(self, base_ms: float, token_ms: float) -> None:
         self.base_ms, self.token_ms = base_ms, token_ms
 
-    def predict_ms(self, tokens: int) -> float:
+    def predict_ms(self, tokens: int, *, streams: int) -> float:
         return self.base_ms + self.token_ms * tokens
 
 
