@@ -106,6 +106,9 @@ class TreeSpeculator:
     def may_pay(self, streams: int) -> bool:
         return True
 
+    def would_look(self, streams: int) -> bool:
+        return True
+
     def learn_profit(self, streams: int, saved: float) -> None:
         """It goes on whatever it costs."""
 
