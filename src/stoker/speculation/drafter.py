@@ -73,6 +73,23 @@ class CatchesUp(Protocol):
         ...
 
 
+class Following(NamedTuple):
+    """What a drafter knows to follow guesses of another one."""
+
+    depth: int  # so many of these guesses come before it
+    proposal: Proposal  # a chain; kinds are those of `followed_chances`
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A drafter that also says what would follow another one's guesses."""
+
+    def follow(self, path: Sequence[int], most: int) -> Following | None:
+        """At most so many tokens that follow the known ones and some guesses of this path: as few as let the
+        first of them be the path's next guess, or else all. The path is not empty; it is not remembered."""
+        ...
+
+
 class Drafters(Protocol):
     """Makes a drafter for each sequence."""
 
@@ -89,6 +106,16 @@ class Drafters(Protocol):
 
     def open(self, opening: Opening) -> Drafter | None:
         """For a new sequence; none if there is nothing to draft it from, now or later."""
+        ...
+
+
+@runtime_checkable
+class Followers(Protocol):
+    """Drafters whose every drafter is a `Follower`."""
+
+    @property
+    def followed_chances(self) -> Sequence[float]:
+        """Like `Drafters.chances`, of tokens that follow another drafter's guesses."""
         ...
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stoker.speculation.copying import COPIED, Copying
 from stoker.speculation.drafter import Opening, Proposal
 
-_ANCHOR = 3  # after a deviation these many equal tokens say where the answer is again
+_ANCHOR = 3  # where the place is lost, or not sure, these many equal tokens say where the answer is again
 
 
 class PredictionDrafter:
@@ -15,7 +16,8 @@ class PredictionDrafter:
     def __init__(self, opening: Opening) -> None:
         self._prediction = list(opening.prediction)
         self._prompt_left = opening.prompt_tokens  # shown first, and no part of the answer
-        self._place: int | None = 0  # of the next token; none: lost
+        self._copying = Copying()
+        self._copying.start(0, COPIED)  # it is said to be one
         self._last: list[int] = []  # of the answer
         self._anchors: dict[tuple[int, ...], int] = {}
         for end in range(_ANCHOR, len(self._prediction)):
@@ -25,21 +27,26 @@ class PredictionDrafter:
         """See `Drafter`."""
         skipped = min(self._prompt_left, len(token_ids))
         self._prompt_left -= skipped
+        copying = self._copying
         for token in token_ids[skipped:]:
-            place = self._place
             self._last = [*self._last[1 - _ANCHOR :], token]
-            if place is not None and place < len(self._prediction) and self._prediction[place] == token:
-                self._place = place + 1
-            else:
-                self._place = self._anchors.get(tuple(self._last))
+            copying.read(self._prediction, token)
+            if copying.place is None or (copying.deviated and not copying.agreed):
+                place = self._anchors.get(tuple(self._last))
+                if place is not None:
+                    copying.start(place, _ANCHOR)
 
     def propose(self, most: int) -> Proposal | None:
         """See `Drafter`."""
-        place = self._place
+        copying = self._copying
+        place = copying.place
         if place is None or place >= len(self._prediction) or self._prompt_left:
             return None
         tokens = self._prediction[place : place + most]
-        return Proposal(tokens, [0] * len(tokens))
+        if not copying.deviated:
+            return Proposal(tokens, [0] * len(tokens))
+        first = 3 if copying.agreed else 1
+        return Proposal(tokens, [first] + [first + 1] * (len(tokens) - 1))
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -49,7 +56,8 @@ class PredictionDrafters:
     """The prediction of each request that brought one."""
 
     name = "prediction"
-    chances = (0.8,)
+    # In the copy; right behind a deviation, the first token and the others; when one token agreed since.
+    chances = (0.8, 0.35, 0.8, 0.85, 0.85)
     passes = 0
     feature_tokens = 0
 

@@ -12,6 +12,9 @@ _TRIED_STREAM_STEPS = 128
 _LEAST_TRIED_STEPS = 8
 _FIRST_REST_STEPS = 64
 _MOST_REST_STEPS = 1024  # where each try lost: trying costs a sixteenth of what drafting would
+# Of a plain step of one stream, by each step: what looking for drafts takes that nobody has. Resting for less
+# than this would keep from noticing that there are some.
+_BEARABLE_LOSS = 0.02
 _MOST_LOSS = 1.0  # of a plain step, by one step: more is the machine's doing
 
 
@@ -54,7 +57,7 @@ class Profit:
         account.steps += 1
         if account.steps < max(min(_TRIED_STEPS, _TRIED_STREAM_STEPS // streams), _LEAST_TRIED_STEPS):
             return
-        if account.saved < 0:
+        if account.saved < -_BEARABLE_LOSS * account.steps / streams:
             account.rest = account.next_rest
             account.next_rest = min(2 * account.next_rest, _MOST_REST_STEPS)
         else:

@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker.speculation.draft import AllowedDraft, Draft
-from stoker.speculation.drafter import CatchesUp, Drafter, Drafters, Observer, Opening, Proposal
+from stoker.speculation.drafter import (
+    CatchesUp,
+    Drafter,
+    Drafters,
+    Follower,
+    Followers,
+    Observer,
+    Opening,
+    Proposal,
+)
+from stoker.speculation.joined import joined
 from stoker.speculation.profit import Profit
 
 Int32 = npt.NDArray[np.int32]
@@ -38,6 +48,10 @@ _MARGIN = 1.2
 # Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams
 # and more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
 _MOST_NEEDED = 0.55
+# One that runs a model is asked again sooner, if that takes no more than this share of the time: with 128
+# steps between asks a head that had no luck for a while was as good as lost: a quarter of the speed.
+_TRY_SHARE = 0.01
+_LEAST_AGAIN_STEPS = 16
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
 FORCED = -1  # kind of a token that a guide wrote: no drafter's, and certain
@@ -98,9 +112,12 @@ class _Asks:
 class _Rates:
     """Of one drafter over all streams: acceptance by kind, and what asking it brings."""
 
-    def __init__(self, drafters: Drafters) -> None:
-        self._guesses = drafters.chances
-        self.kinds = tuple(_Rate() for _ in drafters.chances)
+    def __init__(self, drafters: Drafters, followed: Sequence[float]) -> None:
+        """`followed`: first guesses, by kinds after its own, of what follows the tokens of one that runs a
+        model."""
+        self._guesses = (*drafters.chances, *(followed if drafters.passes else ()))
+        self.first_followed = len(drafters.chances)
+        self.kinds = tuple(_Rate() for _ in self._guesses)
         self.asks = _Asks()
         self.catch_up_ms = 0.0  # a token
 
@@ -119,6 +136,7 @@ class _Source:
     observer: Observer | None  # the drafter, if it is one
     catches_up: CatchesUp | None  # the drafter, if it does
     of_all: _Rates
+    followed: _Followed | None = None  # of one with passes
     shown: int = 0  # tokens that the drafter has seen
     rates: dict[int, _Rate] = field(default_factory=dict)  # by kind
     asks: _Asks = field(default_factory=_Asks)  # of one with passes
@@ -163,6 +181,13 @@ class _Source:
         usual = (getattr(general, name) + prior * guess) / (general.asked + prior)
         mean: float = (getattr(own, name) + _PRIOR_ASKS * usual) / (own.asked + _PRIOR_ASKS)
         return mean
+
+
+class _Followed(NamedTuple):
+    """Who knows what follows a model's guesses."""
+
+    source: _Source
+    follower: Follower  # its drafter
 
 
 def _joined(own: _Rate | None, general: float) -> float:
@@ -254,7 +279,8 @@ class Speculator:
         self._drafters = drafters
         self._cost = cost
         self._clock_ms = clock_ms
-        self._all = {one.name: _Rates(one) for one in drafters}
+        followed = next((one.followed_chances for one in drafters if isinstance(one, Followers)), ())
+        self._all = {one.name: _Rates(one, followed) for one in drafters}
         self._sources: dict[int, list[_Source]] = {}  # by stream
         self._asked: dict[int, _Asked] = {}  # by stream, while the step runs
         self._worth: _Worth | None = None  # of the step that comes, if it was asked for
@@ -300,7 +326,9 @@ class Speculator:
             source = candidate.source
             if not places:
                 source.declined += 1
-                if source.skipped + source.declined < _TRY_AGAIN_STEPS:
+                # One that runs a model was asked all the same, which takes more than trying.
+                patience = _LEAST_AGAIN_STEPS if source.passes else _TRY_AGAIN_STEPS
+                if source.skipped + source.declined < patience:
                     continue
                 # One token tells whether it is right; who observes needs its whole window.
                 places = list(range(1 if source.observer is None else len(candidate.chances)))
@@ -391,7 +419,9 @@ class Speculator:
         guessed_ms = self._guessed_ms(worth)
         if source.promise(worth, guessed_ms) <= other_worth:
             source.skipped += 1
-            if source.skipped < _TRY_AGAIN_STEPS or other_worth > worth.plain:
+            again_steps = worth.streams * source.spent_ms(guessed_ms) / (_TRY_SHARE * worth.step_ms)
+            again_steps = min(max(again_steps, _LEAST_AGAIN_STEPS), _TRY_AGAIN_STEPS)
+            if source.skipped < again_steps or other_worth > worth.plain:
                 return None
         if source.catches_up is not None and not self._caught_up(stream, source, source.catches_up, worth):
             return None
@@ -436,12 +466,18 @@ class Speculator:
         return 0.0 if self._clock_ms is None else self._clock_ms()
 
     def _show(self, stream: Stream, source: _Source) -> None:
+        if source.shown == len(stream.ids):
+            return
         source.drafter.extend(stream.ids[source.shown :].tolist())
         source.shown = len(stream.ids)
 
     def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
         self._show(stream, source)
         proposal = source.drafter.propose(most)
+        if proposal is not None and proposal.tokens and source.followed is not None:
+            other, follower = source.followed
+            self._show(stream, other)
+            proposal = joined(proposal, follower, most, source.of_all.first_followed)
         if proposal is not None and stream.allowed is not None:
             proposal = _allowed(proposal, stream.allowed, most)
         if proposal is None or not proposal.tokens:
@@ -465,6 +501,11 @@ class Speculator:
                 catches_up = drafter if isinstance(drafter, CatchesUp) else None
                 source = _Source(one.name, one.passes, drafter, observer, catches_up, self._all[one.name])
                 sources.append(source)
+            followed = next(
+                (_Followed(one, one.drafter) for one in sources if isinstance(one.drafter, Follower)), None
+            )
+            for source in sources:
+                source.followed = followed if source.passes else None
         return sources
 
     def _is_hopeless(self, source: _Source, least_chance: float) -> bool:

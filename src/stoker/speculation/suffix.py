@@ -47,21 +47,26 @@ class AnswerPool:
             if len(answer) > size:
                 places[_slots(answer, size)] = np.arange(start + size, start + len(answer), dtype=np.int32)
 
-    def find(self, tail: Sequence[int], most: int) -> Proposal | None:
+    def find(self, tail: list[int], most: int) -> Proposal | None:
         """At most so many tokens that followed the longest end of `tail` that is known."""
-        for kind, (size, places) in enumerate(zip(SIZES, self._places, strict=True)):
+        found: tuple[int, int] | None = None  # kind, place
+        # Shortest first: mostly nothing is known, and where a short end is not, a longer one is not either.
+        for kind in range(len(SIZES) - 1, -1, -1):
+            size = SIZES[kind]
             if len(tail) < size:
-                continue
-            end = list(tail[-size:])
-            place = int(places[_slot(end)])
+                break
+            end = tail[-size:]
+            place = int(self._places[kind][_slot(end)])
             if place < size or self._tokens[place - size : place].tolist() != end:
-                continue
-            rest = self._tokens[place : place + most].tolist()
-            if _SEPARATOR in rest:
-                rest = rest[: rest.index(_SEPARATOR)]
-            if rest:
-                return Proposal(rest, [2 * kind] + [2 * kind + 1] * (len(rest) - 1))
-        return None
+                break
+            found = kind, place
+        if found is None:
+            return None
+        kind, place = found
+        rest = self._tokens[place : place + most].tolist()
+        if _SEPARATOR in rest:
+            rest = rest[: rest.index(_SEPARATOR)]
+        return Proposal(rest, [2 * kind] + [2 * kind + 1] * (len(rest) - 1)) if rest else None
 
 
 def _slots(tokens: Int32, size: int) -> Int64:

@@ -118,9 +118,10 @@ def test_a_prediction_is_followed_left_and_found_again() -> None:
     prediction = [1, 2, 3, 4, 5, 6, 7, 8]
     assert predicting(prediction, []) == [1, 2, 3, 4]
     assert predicting(prediction, [1]) == [2, 3, 4, 5]
-    assert predicting(prediction, [1, 2, 3, 30]) is None
-    assert predicting(prediction, [1, 2, 3, 30, 4, 5]) is None
-    assert predicting(prediction, [1, 2, 3, 30, 4, 5, 6]) == [7, 8]
+    assert predicting(prediction, [1, 2, 3, 30]) == [5, 6, 7, 8], "as if one token was replaced"
+    assert predicting(prediction, [1, 2, 3, 30, 4, 5]) == [6, 7, 8], "it was put in"
+    assert predicting(prediction, [1, 2, 3, 30, 31, 32, 33]) is None
+    assert predicting(prediction, [1, 2, 3, 30, 31, 32, 33, 4, 5, 6]) == [7, 8]
     assert predicting(prediction, [40, 41, 5, 6, 7]) == [8]
     assert predicting(prediction, prediction) is None
     assert PredictionDrafters().open(Opening(prompt_tokens=2)) is None

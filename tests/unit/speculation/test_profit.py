@@ -43,3 +43,9 @@ def test_many_streams_tell_sooner_and_one_less_is_no_new_try() -> None:
     assert drafted(profit, 32, -0.05, 64) == 8
     assert sum(drafted(profit, streams, -0.05, 4) for streams in range(31, 16, -1)) <= 8
     assert drafted(profit, 16, -0.05, 64) == 8, "half as many are"
+
+
+def test_looking_for_drafts_that_nobody_has_is_no_reason_to_stop_looking() -> None:
+    assert drafted(Profit(), 1, -0.015, 1000) == 1000
+    assert drafted(Profit(), 1, -0.03, 1000) < 500
+    assert drafted(Profit(), 8, -0.015, 1000) < 500, "of many streams the same share of a step is a loss"

@@ -196,7 +196,20 @@ def test_bad_luck_at_first_is_no_verdict() -> None:
         speculator.judge(0, 1, ())
         asked.append(sure.asked)
     assert asked[11] == 12
-    assert asked[-1] < 30
+    assert asked[-1] < 40
+
+
+def test_a_drafter_that_was_wrong_for_long_is_asked_again_soon() -> None:
+    sure = SureDrafters(1)
+    ticks = count()
+    speculator = Speculator([sure], Cost(10, 0.5), clock_ms=lambda: 0.5 * next(ticks))
+    asked: list[int] = []
+    for step in range(1200):
+        speculator.draft(streams(1), most_tokens=64)
+        speculator.judge(0, 1, (0,) if step >= 600 else ())
+        asked.append(sure.asked)
+    assert asked[599] - asked[299] <= 20, "at most a hundredth of the time, and some asks for a change"
+    assert asked[1199] - asked[1099] == 100, "its luck has changed"
 
 
 def test_one_slow_answer_of_a_drafter_does_not_make_it_dear() -> None:
