@@ -1,16 +1,18 @@
 """Whether drafts change an answer: every drafter beside plain decoding, on as many prompts as there are.
 
 Usage: python -m bench.speculation_equality MODEL --prompts FILE.jsonl [--limit N] [--drafters ngram,auto]
-           [--samplings greedy,schema] [--answer-tokens N] [--threads N]
+           [--samplings greedy,schema] [--answer-tokens N] [--threads N] [--draft-head FILE]
+           [--draft-model MODEL]
 
 Each line of the file is an object whose "prompt" is asked as a chat; lines without one are passed over. For
 each kind of sampling the answers of plain decoding, 16 at once, are compared with those of each drafter
-alone and 16 at once: token ids, text, log-probabilities, ends. Drafters are asked as if drafts cost nothing
-yet, so that much is drafted; for `prediction` and half of `auto` the request brings the plain answer with a
+alone and 16 at once: token ids, text, log-probabilities, ends. Drafters are asked as if drafts cost nothing,
+so that much is drafted; for `prediction` and half of `auto` the request brings the plain answer with a
 gap in it.
 
 A line of JSON on stdout for each comparison as soon as it is made, at the end one of all; progress on
-stderr. The exit status is 1 if an answer differed, or if a drafter was never asked and so showed nothing.
+stderr. The exit status is 1 if an answer differed, or if a drafter drafted nothing, alone or 16 at once, and
+so showed nothing.
 """
 
 from __future__ import annotations
@@ -162,7 +164,13 @@ class Comparison:
         """Answer all prompts with new drafters and an empty cache, so many at once."""
         old = self._loaded.engine
         bound = {one.name: one for one in old.offered if one.name in BOUND}
-        made = Engine(old.interpreter, old.sampler, old.options, drafters=drafters_of(drafters, bound))
+        made = Engine(
+            old.interpreter,
+            old.sampler,
+            old.options,
+            drafters=drafters_of(drafters, bound),
+            draft_cost=_Free(),
+        )
         engine = self._loaded.with_engine(made)
         progress = _Progress(label, len(self._prompts))
         waiting = list(reversed(range(len(self._prompts))))
@@ -175,7 +183,7 @@ class Comparison:
                 engine.open(request, engine.encode(request))
                 answers[number] = Answer()
                 opened += 1
-            for event in engine.step():  # whose time is never told: drafts go on costing nothing
+            for event in engine.step():  # whose time is never told, so that drafting never loses
                 if isinstance(event, TokensEvent | DoneEvent):
                     opened -= _hear(answers[int(event.request_id)], event)
             progress.show(len(self._prompts) - len(waiting) - opened)
@@ -225,14 +233,14 @@ class _Progress:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All rows in one: how many answers were compared, how many differed, who was never asked."""
+    """All rows in one: how many answers were compared, how many differed, who drafted nothing."""
     drafted: Counter[str] = Counter()
     for row in rows:
-        drafted[row["drafter"]] += row.get("drafted_tokens", 0)
+        drafted[f"{row['drafter']} x {row['streams']}"] += row.get("drafted_tokens", 0)
     return {
         "compared": sum(row["prompts"] for row in rows),
         "unequal": sum(row["unequal"] for row in rows),
-        "drafted_nothing": sorted(name for name in {row["drafter"] for row in rows} if not drafted[name]),
+        "drafted_nothing": sorted(name for name, tokens in drafted.items() if not tokens),
     }
 
 
@@ -240,7 +248,9 @@ def main() -> int:
     """Compare, and say how it went; the exit status."""
     options = _options()
     prompts = read_prompts(options.prompts.read_text(encoding="utf-8").splitlines(), options.limit)
-    load = LoadOptions(threads=options.threads, draft_head=options.draft_head)
+    load = LoadOptions(
+        threads=options.threads, draft_head=options.draft_head, draft_model=options.draft_model
+    )
     loaded = load_text_engine(options.model, load, seeds=_OneSeed())
     of_model = [one.name for one in loaded.engine.offered if one.name in BOUND]
     drafters = options.drafters or [*DRAFTERS, *of_model, AUTO]
@@ -257,6 +267,13 @@ def main() -> int:
     return 1 if not rows or found["unequal"] or found["drafted_nothing"] else 0
 
 
+class _Free:
+    """Drafts cost nothing, so that as many as there is room for are verified."""
+
+    def predict_ms(self, tokens: int, *, streams: int) -> float:
+        return 1.0
+
+
 class _OneSeed:
     def draw(self) -> int:
         return 0
@@ -269,6 +286,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="only so many prompts, from the start")
     parser.add_argument("--drafters", type=_names((*DRAFTERS, *BOUND, AUTO)), help="all that the model has")
     parser.add_argument("--draft-head", help="as for `stoker serve`")
+    parser.add_argument("--draft-model", help="as for `stoker serve`")
     parser.add_argument("--samplings", type=_names(SAMPLINGS), default=list(SAMPLINGS))
     parser.add_argument("--answer-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int)

@@ -32,7 +32,17 @@ from stoker.grammar.guide import Guides, mask_words
 from stoker.kernels.interpreter import Interpreter
 from stoker.kernels.program import BLOCK_TOKENS, Int32
 from stoker.sampling.rows import pack_params
-from stoker.speculation import Borrower, Draft, Drafters, DraftTally, Features, Opening, Speculator, Stream
+from stoker.speculation import (
+    Borrower,
+    Cost,
+    Draft,
+    Drafters,
+    DraftTally,
+    Features,
+    Opening,
+    Speculator,
+    Stream,
+)
 
 _HOTTEST = 8  # prefixes shown in the statistics
 # Whoever comes while a batch is answered waits for the end of its step: a third of a second with 512 tokens
@@ -66,10 +76,12 @@ class Engine:
         journal: Journal | None = None,
         drafters: Iterable[Drafters] = (),
         clock_ms: Callable[[], float] | None = None,
+        draft_cost: Cost | None = None,
     ) -> None:
         """`drafters` guess what streams say next, to be verified many tokens at once. `journal`, if given, is
         told all that happens, steps before they are committed. `clock_ms` only times drafters that run
-        models. `tier` keeps what leaves the prefix cache.
+        models. `draft_cost`: what steps are taken to cost where drafts are chosen; none: what is observed.
+        `tier` keeps what leaves the prefix cache.
         """
         self.interpreter = interpreter
         self.sampler = sampler
@@ -91,7 +103,9 @@ class Engine:
                 one.borrow(self.lender)
         self._decode_cost = DecodeCost()
         self._speculator = (
-            Speculator(self.offered, self._decode_cost, clock_ms=clock_ms) if self.offered else None
+            Speculator(self.offered, draft_cost or self._decode_cost, clock_ms=clock_ms)
+            if self.offered
+            else None
         )
         self._drafting_failed = False
         self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)

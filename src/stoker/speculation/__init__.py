@@ -5,7 +5,7 @@ from stoker.speculation.draft_model import NAME as DRAFT_MODEL
 from stoker.speculation.drafter import Borrower, Drafter, Drafters, Observer, Opening, Proposal
 from stoker.speculation.features import Features
 from stoker.speculation.registry import AUTO, BOUND, DRAFTERS, OFF, drafter_names, drafters_of
-from stoker.speculation.speculator import Speculator, Stream
+from stoker.speculation.speculator import Cost, Speculator, Stream
 from stoker.speculation.tally import DraftTally
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "OFF",
     "AllowedDraft",
     "Borrower",
+    "Cost",
     "Draft",
     "DraftTally",
     "Drafter",

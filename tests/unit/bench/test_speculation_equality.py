@@ -59,7 +59,11 @@ def test_an_answer_that_differs_is_found(
     rows = list(Comparison(None, ["p", "q"], 8).rows(["greedy"], ["ngram"]))
     assert [row["streams"] for row in rows] == [1, 16]
     assert all(row["first_unequal"] == unequal for row in rows)
-    assert summary(rows) == {"compared": 4, "unequal": 2 * len(unequal), "drafted_nothing": ["ngram"]}
+    assert summary(rows) == {
+        "compared": 4,
+        "unequal": 2 * len(unequal),
+        "drafted_nothing": ["ngram x 1", "ngram x 16"],
+    }
 
 
 def test_an_engine_that_fails_is_unequal_and_the_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,4 +76,4 @@ def test_an_engine_that_fails_is_unequal_and_the_others_are_compared(monkeypatch
     rows = list(Comparison(None, ["p", "q"], 8).rows(["greedy"], ["ngram", "suffix"]))
     assert [row["unequal"] for row in rows] == [2, 2, 0, 0]
     assert "step 3 failed" in rows[0]["error"]
-    assert summary(rows) == {"compared": 8, "unequal": 4, "drafted_nothing": ["ngram"]}
+    assert summary(rows) == {"compared": 8, "unequal": 4, "drafted_nothing": ["ngram x 1", "ngram x 16"]}
