@@ -3,7 +3,11 @@
 # Usage: bench/peers/llama_cpp.sh PYTHON
 set -eu
 
-python=${1:-python3}
+python=$(command -v "${1:-python3}")
+case $python in
+    /*) ;;
+    *) python=$PWD/$python ;; # as make gives it: relative to where this was started
+esac
 cd "$(dirname "$0")/.."
 if [ -n "${STOKER_BENCH_LLAMA_PYTHON:-}" ]; then
     exit 0 # an environment that exists already is used instead

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 _TRIED_STEPS = 64
 _TRIED_STREAM_STEPS = 128
 _LEAST_TRIED_STEPS = 8
+# After the first try that lost. Beside many streams a step is long and mostly has nothing to spare: 64 for
+# every 4 of them.
 _FIRST_REST_STEPS = 64
 _MOST_REST_STEPS = 1024  # where each try lost: trying costs a sixteenth of what drafting would
 # Of a plain step of one stream, by each step: what looking for drafts takes that nobody has. Resting for less
@@ -26,7 +28,7 @@ class _Account:
     saved: float = 0.0  # in this try, in plain steps
     steps: int = 0
     rest: int = 0  # steps until the next try
-    next_rest: int = _FIRST_REST_STEPS
+    lost: int = 0  # tries in a row
 
 
 class Profit:
@@ -58,10 +60,11 @@ class Profit:
         if account.steps < max(min(_TRIED_STEPS, _TRIED_STREAM_STEPS // streams), _LEAST_TRIED_STEPS):
             return
         if account.saved < -_BEARABLE_LOSS * account.steps / streams:
-            account.rest = account.next_rest
-            account.next_rest = min(2 * account.next_rest, _MOST_REST_STEPS)
+            first = _FIRST_REST_STEPS * max(streams // 4, 1)
+            account.rest = min(first << account.lost, _MOST_REST_STEPS)
+            account.lost = min(account.lost + 1, _MOST_REST_STEPS.bit_length())
         else:
-            account.next_rest = _FIRST_REST_STEPS
+            account.lost = 0
         account.saved, account.steps = 0.0, 0
 
 

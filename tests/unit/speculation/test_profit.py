@@ -49,3 +49,11 @@ def test_looking_for_drafts_that_nobody_has_is_no_reason_to_stop_looking() -> No
     assert drafted(Profit(), 1, -0.015, 1000) == 1000
     assert drafted(Profit(), 1, -0.03, 1000) < 500
     assert drafted(Profit(), 8, -0.015, 1000) < 500, "of many streams the same share of a step is a loss"
+
+
+def test_beside_many_streams_the_first_rest_is_longer() -> None:
+    for streams, rest in ((1, 64), (4, 64), (8, 128), (16, 256), (32, 512), (200, 1024)):
+        profit = Profit()
+        tried = drafted(profit, streams, -1.0, 64)
+        assert drafted(profit, streams, -1.0, rest - (64 - tried)) == 0
+        assert profit.pays(streams)
