@@ -1,7 +1,8 @@
 """`stoker bench speculation`: streams with and without drafts, side by side, on four kinds of work.
 
-For each kind and concurrency all drafters take turns, run by run, on the same prompts and the same loaded
-model; the answers must be equal, or the measurement fails.
+For each kind and concurrency there is an engine for each drafter, on the same loaded model, with the same
+prompts. They take turns of a fraction of a second, so that all of them meet the machine's faster and slower
+moments alike. The answers must be equal, or the measurement fails.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stoker.api.events import DoneEvent, TokensEvent
 from stoker.api.request import Request, SamplingParams
 from stoker.bench.speculation_prompts import WORKLOADS, prompts_of
 from stoker.engine import Engine
-from stoker.engine.load import LoadOptions, load_text_engine
+from stoker.engine.load import DEFAULT_KV_BYTES, LoadOptions, load_text_engine
 from stoker.engine.text import TextEngine
 from stoker.speculation import AUTO, BOUND, DRAFTERS, Drafters, drafters_of
 
@@ -30,6 +31,10 @@ ANSWER_TOKENS = 128
 # nothing, and learning what pays should not be most of it.
 LEAST_PROMPTS = 12
 _WARMING_PROMPTS = 2
+# What an engine writes before it is another's turn, at least: an answer where there is one stream. The first
+# step of a turn finds the CPU's caches full of another engine's work, so a turn should have many.
+_TURN_TOKENS = 128
+_TURN_STEPS = 16
 Progress = Callable[[int, int, str], None]  # (measurements done, of how many, the one under way)
 
 
@@ -43,6 +48,17 @@ class _Measured:
     accepted: int = 0
     tokens: int = 0
     stream_steps: int = 0  # steps, each counted once for every stream in it
+
+    def add(self, answering: _Answering) -> None:
+        """A run that is done."""
+        stats = answering.engine.engine.stats()
+        self.tokens_per_s.append(answering.tokens / answering.elapsed_s)
+        decode_s = answering.decode_s
+        self.decode_tokens_per_s.append(answering.decode_tokens / decode_s if decode_s else 0.0)
+        self.drafted += stats.drafted_tokens
+        self.accepted += stats.accepted_tokens
+        self.tokens += answering.tokens
+        self.stream_steps += answering.stream_steps
 
 
 def measure_speculation(
@@ -63,7 +79,10 @@ def measure_speculation(
     Raises `RequestError` for a model without a chat template or answers, `EngineError` if drafts changed an
     answer.
     """
-    loaded = load_text_engine(model, LoadOptions(threads, draft_model=draft_model), seeds=_OneSeed())
+    # Engines side by side, each with as many KV blocks as a server's.
+    kv_bytes = DEFAULT_KV_BYTES * (len(DRAFTERS) + len(BOUND) + 2)
+    options = LoadOptions(threads, kv_bytes=kv_bytes, draft_model=draft_model)
+    loaded = load_text_engine(model, options, seeds=_OneSeed())
     if not loaded.tokenizer.chat_template:
         raise RequestError(f"{model.name} has no chat template; allowed: a model that chats")
     bound = {one.name: one for one in loaded.engine.offered if one.name in BOUND}
@@ -76,18 +95,23 @@ def measure_speculation(
         prompts = prompts_of(workload, max(LEAST_PROMPTS, 2 * concurrency))
         measured: dict[str, _Measured] = {name: _Measured() for name in names}
         expected: dict[str, list[int]] | None = None
-        warming = _engine(loaded, "off", bound)
-        _run(warming, prompts[:_WARMING_PROMPTS], concurrency, temperature, _Measured())
+        alone = _engines(loaded, (PLAIN,), bound)[PLAIN]
+        _take_turns([_Answering(alone, prompts[:_WARMING_PROMPTS], concurrency, temperature)])
         for run in range(runs):
             first = run % len(names)  # nobody always follows the same one
-            for name in (*names[first:], *names[:first]):
-                engine = _engine(loaded, "off" if name == PLAIN else name, bound)
-                answers = _run(engine, prompts, concurrency, temperature, measured[name])
-                expected = expected or answers
-                if not any(expected.values()):
-                    raise RequestError(f"{model.name} writes nothing; allowed: a model that answers")
-                if answers != expected:
+            engines = _engines(loaded, (*names[first:], *names[:first]), bound)
+            answering = {
+                name: _Answering(engine, prompts, concurrency, temperature)
+                for name, engine in engines.items()
+            }
+            _take_turns(tuple(answering.values()))
+            expected = expected or answering[PLAIN].answers
+            if not any(expected.values()):
+                raise RequestError(f"{model.name} writes nothing; allowed: a model that answers")
+            for name, one in answering.items():
+                if one.answers != expected:
                     raise EngineError(f"{name} changed an answer of {workload} at concurrency {concurrency}")
+                measured[name].add(one)
         rows += _rows(workload, concurrency, measured)
     return {
         "model": model.name,
@@ -98,69 +122,90 @@ def measure_speculation(
     }
 
 
-def _engine(loaded: TextEngine, drafters: str, bound: Mapping[str, Drafters]) -> TextEngine:
-    """A new engine on the same weights: empty caches, and drafters that know nothing yet."""
+def _engines(
+    loaded: TextEngine, names: Sequence[str], bound: Mapping[str, Drafters]
+) -> dict[str, TextEngine]:
+    """New engines on the same weights: empty caches, and drafters that know nothing yet."""
     old = loaded.engine
-    engine = Engine(
-        old.interpreter,
-        old.sampler,
-        old.options,
-        drafters=drafters_of(drafters, bound),
-        clock_ms=lambda: time.perf_counter() * 1000,
-    )
-    return loaded.with_engine(engine)
-
-
-def _run(
-    engine: TextEngine,
-    prompts: Sequence[str],
-    concurrency: int,
-    temperature: float,
-    measured: _Measured,
-) -> dict[str, list[int]]:
-    """Answer all prompts, so many at once; token ids by request."""
-    requests = [
-        Request(
-            str(number),
-            (Message("user", prompt),),
-            SamplingParams(temperature=temperature, max_tokens=ANSWER_TOKENS, seed=number),
+    share = old.interpreter.num_blocks // len(names)
+    return {
+        name: loaded.with_engine(
+            Engine(
+                old.interpreter,
+                old.sampler,
+                replace(old.options, blocks=range(place * share, (place + 1) * share)),
+                drafters=drafters_of("off" if name == PLAIN else name, bound),
+                clock_ms=lambda: time.perf_counter() * 1000,
+            )
         )
-        for number, prompt in enumerate(prompts)
-    ]
-    waiting = [(request, engine.encode(request)) for request in reversed(requests)]
-    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    opened = stream_steps = decode_tokens = 0
-    decode_s = 0.0
-    started_s = time.perf_counter()
-    while waiting or opened:
-        while waiting and opened < concurrency:
-            engine.open(*waiting.pop())
-            opened += 1
+        for place, name in enumerate(names)
+    }
+
+
+def _take_turns(answering: Sequence[_Answering]) -> None:
+    """Until all is answered. Whoever has written least is next, so that all are at the same place."""
+    while unfinished := [one for one in answering if not one.done]:
+        one = min(unfinished, key=lambda one: one.tokens)
+        end = one.tokens + max(_TURN_TOKENS, _TURN_STEPS * one.concurrency)
+        while not one.done and one.tokens < end:
+            one.step()
+
+
+class _Answering:
+    """An engine's way through all prompts, so many at once. Counts the time of its own steps only."""
+
+    def __init__(
+        self, engine: TextEngine, prompts: Sequence[str], concurrency: int, temperature: float
+    ) -> None:
+        self.engine = engine
+        self.concurrency = concurrency
+        requests = [
+            Request(
+                str(number),
+                (Message("user", prompt),),
+                SamplingParams(temperature=temperature, max_tokens=ANSWER_TOKENS, seed=number),
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        self._waiting = [(request, engine.encode(request)) for request in reversed(requests)]
+        self._opened = 0
+        self.answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+        self.tokens = 0
+        self.elapsed_s = 0.0
+        self.decode_tokens = 0  # of steps in which no answer began
+        self.decode_s = 0.0
+        self.stream_steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all is answered."""
+        return not self._waiting and not self._opened
+
+    def step(self) -> None:
+        """One step, of as many streams as there may be."""
+        started_s = time.perf_counter()
+        while self._waiting and self._opened < self.concurrency:
+            self.engine.open(*self._waiting.pop())
+            self._opened += 1
         step_s = time.perf_counter()
-        events = engine.step()
-        engine.engine.observe((time.perf_counter() - step_s) * 1000)
+        events = self.engine.step()
+        self.engine.engine.observe((time.perf_counter() - step_s) * 1000)
         written, begins = 0, False
         for event in events:
             if isinstance(event, TokensEvent):
-                begins |= not answers[event.request_id]
+                answer = self.answers[event.request_id]
+                begins |= not answer
                 written += len(event.token_ids)
-                answers[event.request_id] += event.token_ids
-                stream_steps += bool(event.token_ids)
+                answer += event.token_ids
+                self.stream_steps += bool(event.token_ids)
             elif isinstance(event, DoneEvent):
-                opened -= 1
+                self._opened -= 1
+        ended_s = time.perf_counter()
+        self.tokens += written
+        self.elapsed_s += ended_s - started_s
         if written and not begins:
-            decode_tokens += written
-            decode_s += time.perf_counter() - step_s
-    elapsed_s = time.perf_counter() - started_s
-    stats = engine.engine.stats()
-    tokens = sum(map(len, answers.values()))
-    measured.tokens_per_s.append(tokens / elapsed_s)
-    measured.decode_tokens_per_s.append(decode_tokens / decode_s if decode_s else 0.0)
-    measured.drafted += stats.drafted_tokens
-    measured.accepted += stats.accepted_tokens
-    measured.tokens += tokens
-    measured.stream_steps += stream_steps
-    return answers
+            self.decode_tokens += written
+            self.decode_s += ended_s - step_s
 
 
 def _rows(workload: str, concurrency: int, measured: dict[str, _Measured]) -> list[dict[str, Any]]:

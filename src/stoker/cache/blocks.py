@@ -44,20 +44,26 @@ class BlockCache(Protocol):
 
 
 class BlockPool:
-    """A fixed number of blocks. Single-threaded: the engine's thread is the only caller.
+    """A fixed number of blocks, with ids from `first_block` on. Single-threaded: the engine's thread is the
+    only caller.
 
     Ids that were never used are handed out lowest first, and only when no freed one is at hand. KV storage
     that the operating system backs on first touch therefore stays as small as the most that was ever held at
     once.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, first_block: int = 0) -> None:
         if num_blocks < 1:
             raise CapacityError(f"the KV cache has {num_blocks} blocks; allowed: at least 1")
         self.num_blocks = num_blocks
+        self.first_block = first_block
+        self.end_block = first_block + num_blocks
         self._freed: list[int] = []  # a stack: the most recently used is the likeliest to be in a CPU cache
-        self._references: list[int] = []  # by block id; its length is the number of blocks ever touched
-        self._kept = bytearray(num_blocks)  # by block id: 1 if one of its references is the prefix cache's
+        # By block id; its length is the first id that was never handed out.
+        self._references: list[int] = [0] * first_block
+        self._kept = bytearray(
+            self.end_block
+        )  # by block id: 1 if one of its references is the prefix cache's
         self._cached = 0  # blocks whose only reference is the prefix cache's
         self._cache: BlockCache | None = None
         self._tables: weakref.WeakSet[BlockTable] = weakref.WeakSet()
@@ -70,7 +76,7 @@ class BlockPool:
     @property
     def free(self) -> int:
         """Blocks nobody holds."""
-        return self.num_blocks - len(self._references) + len(self._freed)
+        return self.end_block - len(self._references) + len(self._freed)
 
     @property
     def cached(self) -> int:
@@ -85,12 +91,12 @@ class BlockPool:
     @property
     def held(self) -> int:
         """Distinct blocks that stand in at least one table."""
-        return len(self._references) - len(self._freed) - self._cached
+        return self.touched - len(self._freed) - self._cached
 
     @property
     def touched(self) -> int:
         """Blocks that were ever handed out: what the KV storage occupies at most."""
-        return len(self._references)
+        return len(self._references) - self.first_block
 
     def attach(self, cache: BlockCache) -> None:
         """Let `cache` keep blocks of this pool, from now on; a pool has one cache at most."""
@@ -194,7 +200,7 @@ class BlockPool:
             self._references[block] = 1
             return block
         block = len(self._references)
-        if block == self.num_blocks:
+        if block == self.end_block:
             raise CapacityError(f"all {self.num_blocks} KV blocks are held")
         self._references.append(1)
         return block

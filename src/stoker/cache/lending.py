@@ -55,9 +55,9 @@ class BlockLender:
         self._opened = 0
 
     @property
-    def pool_blocks(self) -> int:
-        """Blocks of the pool: ids that a loan may hold are below it."""
-        return self._pool.num_blocks
+    def end_block(self) -> int:
+        """Ids of blocks that a loan may hold are below it."""
+        return self._pool.end_block
 
     @property
     def blocks(self) -> int:

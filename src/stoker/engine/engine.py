@@ -60,6 +60,7 @@ class EngineOptions:
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     spare_core: bool = False  # one is free while the model runs: for what can be done beside it
+    blocks: range | None = None  # of the interpreter's, for engines side by side on one; none: all of them
     identity: bytes = b""  # what keys and values depend on besides the tokens: weights, KV type
 
 
@@ -88,24 +89,25 @@ class Engine:
         self.vocabulary = interpreter.vocabulary
         self.block_bytes = interpreter.block_bytes
         self.options = options
-        self.pool = BlockPool(interpreter.num_blocks)
+        blocks = range(interpreter.num_blocks) if options.blocks is None else options.blocks
+        if blocks.step != 1 or blocks.start < 0 or blocks.stop > interpreter.num_blocks:
+            raise EngineError(
+                f"KV blocks {blocks}; allowed: some of {range(interpreter.num_blocks)}, in order"
+            )
+        self.pool = BlockPool(len(blocks), first_block=blocks.start)
         self.tree = RadixTree(self.pool, identity=options.identity, tier=tier, store=interpreter)
         note = None if journal is None else lambda number, end: journal(Lent(number, end))
         self.lender = BlockLender(self.pool, note=note)
         self.scheduler = Scheduler(self.pool, self.tree, options.scheduler, self.lender)
         self.budget = TokenBudget(options.scheduler.batch_tokens, options.budget)
         # One sequence alone always fits into the pool: what keeps preemption from going round in circles.
-        self.context_tokens = min(options.context_tokens, interpreter.num_blocks * BLOCK_TOKENS)
+        self.context_tokens = min(options.context_tokens, len(blocks) * BLOCK_TOKENS)
         self._runner = Runner(interpreter, sampler, self.pool, spare_core=options.spare_core)
         self.offered = tuple(drafters)  # for engines beside this one, on the same weights
-        for one in self.offered:
-            if isinstance(one, Borrower):
-                one.borrow(self.lender)
+        lent = tuple(one.borrow(self.lender) if isinstance(one, Borrower) else one for one in self.offered)
         self._decode_cost = DecodeCost()
         self._speculator = (
-            Speculator(self.offered, draft_cost or self._decode_cost, clock_ms=clock_ms)
-            if self.offered
-            else None
+            Speculator(lent, draft_cost or self._decode_cost, clock_ms=clock_ms) if self.offered else None
         )
         self._drafting_failed = False
         self._feature_tokens = max((one.feature_tokens for one in self.offered), default=0)

@@ -171,18 +171,18 @@ class DraftModelDrafters:
     passes = PASSES
     feature_tokens = 0
 
-    def __init__(self, model: DraftModel) -> None:
+    def __init__(self, model: DraftModel, lender: BlockLender | None = None) -> None:
         self._model = model
-        self._lender: BlockLender | None = None
+        self._lender = lender
 
-    def borrow(self, lender: BlockLender) -> None:
+    def borrow(self, lender: BlockLender) -> DraftModelDrafters:
         """See `Borrower`. Raises `EngineError` if the pool has more blocks than the draft model has slots."""
-        if lender.pool_blocks > self._model.interpreter.num_blocks:
+        if lender.end_block > self._model.interpreter.num_blocks:
             raise EngineError(
                 f"the draft model has KV slots for {self._model.interpreter.num_blocks} blocks; allowed: "
-                f"{lender.pool_blocks}, as many as the pool has"
+                f"{lender.end_block}, as many as the pool has"
             )
-        self._lender = lender
+        return DraftModelDrafters(self._model, lender)
 
     def open(self, opening: Opening) -> DraftModelDrafter:
         """See `Drafters`. Raises `EngineError` before `borrow`."""

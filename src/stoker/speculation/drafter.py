@@ -123,6 +123,6 @@ class Followers(Protocol):
 class Borrower(Protocol):
     """Drafters that keep keys and values in blocks of the engine's pool."""
 
-    def borrow(self, lender: BlockLender) -> None:
-        """From now on take blocks from this lender, an engine's. Told before `open`."""
+    def borrow(self, lender: BlockLender) -> Drafters:
+        """The same drafters with blocks of this lender, an engine's; there may be other engines beside it."""
         ...

@@ -48,6 +48,7 @@ _MARGIN = 1.2
 # Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams
 # and more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
 _MOST_NEEDED = 0.55
+_TOO_DEAR_STEPS = 8  # until that is computed again: it takes 30 us, and changes slowly
 # One that runs a model is asked again sooner, if that takes no more than this share of the time: with 128
 # steps between asks a head that had no luck for a while was as good as lost: a quarter of the speed.
 _TRY_SHARE = 0.01
@@ -285,6 +286,7 @@ class Speculator:
         self._asked: dict[int, _Asked] = {}  # by stream, while the step runs
         self._worth: _Worth | None = None  # of the step that comes, if it was asked for
         self._profit = Profit()
+        self._too_dear: dict[int, int] = {}  # by streams: for so many steps that is taken for granted
         self.drafting_ms = 0.0  # that looking for drafts took before the step that runs
         self.drafted_tokens = 0
         self.accepted_tokens = 0
@@ -294,8 +296,15 @@ class Speculator:
         step. Quick: mostly none is."""
         if not self._profit.pays(streams):
             return False
+        steps = self._too_dear.get(streams, 0)
+        if steps:
+            self._too_dear[streams] = steps - 1
+            return False
         self._worth = _Worth(self._cost, streams)
-        return self._worth.least_chance() < _MOST_NEEDED
+        if self._worth.least_chance() < _MOST_NEEDED:
+            return True
+        self._too_dear[streams] = _TOO_DEAR_STEPS
+        return False
 
     def would_look(self, streams: int) -> bool:
         """Whether drafts would be looked for, were the next step one of so many streams alone."""

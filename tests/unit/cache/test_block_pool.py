@@ -26,6 +26,21 @@ def test_lowest_ids_first_and_freed_ones_before_new_ones() -> None:
     pool.check()
 
 
+def test_a_pool_of_blocks_in_the_middle() -> None:
+    pool = BlockPool(3, first_block=40)
+    assert (pool.free, pool.held, pool.touched, pool.end_block) == (3, 0, 0, 43)
+    table = pool.open_table()
+    table.extend(0, 48)
+    assert table.block_ids == (40, 41, 42)
+    assert (pool.free, pool.held, pool.touched) == (0, 3, 3)
+    pool.check()
+    with pytest.raises(CapacityError, match="1 KV blocks are needed, 0 of 3 are free"):
+        pool.open_table().extend(0, 1)
+    table.close()
+    assert (pool.free, pool.held, pool.touched) == (3, 0, 3)
+    pool.check()
+
+
 def test_a_shared_tail_is_copied_by_whoever_writes_first() -> None:
     pool = BlockPool(10)
     leader = pool.open_table()

@@ -81,6 +81,15 @@ def test_under_load_it_steps_aside_and_is_not_even_asked() -> None:
     assert drafted(Speculator([CountingDrafters()], Cost(4.5, 0.57)), 1, share=0.5) > 1
 
 
+def test_what_is_too_dear_is_not_computed_in_each_step() -> None:
+    cost = Cost(4.5, 0.57)
+    speculator = Speculator([CountingDrafters()], cost)
+    assert not speculator.may_pay(32)
+    cost.token_ms = 0.0
+    assert [speculator.may_pay(32) for _ in range(9)] == 8 * [False] + [True]
+    assert speculator.may_pay(4)  # of other numbers that says nothing
+
+
 def test_the_better_of_two_is_asked() -> None:
     good, bad = CountingDrafters("good"), CountingDrafters("bad")
     speculator = Speculator([bad, good], Cost(10, 0.1))
