@@ -79,7 +79,7 @@ def measure_speculation(
     Raises `RequestError` for a model without a chat template or answers, `EngineError` if drafts changed an
     answer.
     """
-    # Engines side by side, each with as many KV blocks as a server's.
+    # Engines side by side, each with no fewer KV blocks than a server's.
     kv_bytes = DEFAULT_KV_BYTES * (len(DRAFTERS) + len(BOUND) + 2)
     options = LoadOptions(threads, kv_bytes=kv_bytes, draft_model=draft_model)
     loaded = load_text_engine(model, options, seeds=_OneSeed())

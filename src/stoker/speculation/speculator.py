@@ -53,6 +53,7 @@ _TOO_DEAR_STEPS = 8  # until that is computed again: it takes 30 us, and changes
 # steps between asks a head that had no luck for a while was as good as lost: a quarter of the speed.
 _TRY_SHARE = 0.01
 _LEAST_AGAIN_STEPS = 16
+_LONGER_BESIDE_BETTER = 8  # where another one's drafts pay meanwhile: a try is a step without these
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
 FORCED = -1  # kind of a token that a guide wrote: no drafter's, and certain
@@ -151,6 +152,12 @@ class _Source:
             return _MOST_CHANCE
         return _joined(self.rates.get(kind), self.of_all.chance(kind))
 
+    def is_due(self, longer: int = 1) -> bool:
+        """Whether it has not been tried for that long, or so many times longer."""
+        # One that runs a model was asked all the same, which takes more than trying.
+        patience = _LEAST_AGAIN_STEPS if self.passes else _TRY_AGAIN_STEPS
+        return self.skipped + self.declined + 1 >= longer * patience
+
     def learn(self, kind: int, *, accepted: bool) -> None:
         if kind == FORCED:
             return
@@ -198,12 +205,14 @@ def _joined(own: _Rate | None, general: float) -> float:
 
 
 class _Candidate(NamedTuple):
-    """What was proposed for a stream: the chance that each token is reached and accepted."""
+    """What was proposed for a stream: the chance that each token is reached and accepted, and what a step
+    with the best part of it is worth."""
 
     number: int
     source: _Source
     proposal: Proposal
     chances: tuple[float, ...]
+    worth: float
 
 
 @dataclass(slots=True)
@@ -334,10 +343,8 @@ class Speculator:
         for candidate, places in zip(candidates, _chosen(candidates, worth, most), strict=True):
             source = candidate.source
             if not places:
-                source.declined += 1
-                # One that runs a model was asked all the same, which takes more than trying.
-                patience = _LEAST_AGAIN_STEPS if source.passes else _TRY_AGAIN_STEPS
-                if source.skipped + source.declined < patience:
+                if not source.is_due():
+                    source.declined += 1
                     continue
                 # One token tells whether it is right; who observes needs its whole window.
                 places = list(range(1 if source.observer is None else len(candidate.chances)))
@@ -394,8 +401,8 @@ class Speculator:
         if most <= 0:
             return None
         least = worth.least_chance()
-        found: _Candidate | None = None
-        found_worth = worth.plain
+        proposed: list[_Candidate] = []
+        most_worth = worth.plain
         costly = []
         for source in self._sources_of(stream):
             if source.passes:
@@ -405,21 +412,19 @@ class Speculator:
             if source.skipped % _LOOK_AGAIN_STEPS or self._is_hopeless(source, least):
                 source.skipped += 1
                 continue
-            candidate = self._proposal(stream, source, most)
-            if candidate is None:
-                continue
-            candidate_worth = worth.best(candidate.chances)[1]
-            if found is None or candidate_worth > found_worth:
-                found, found_worth = candidate, candidate_worth
+            candidate = self._proposal(stream, source, most, worth)
+            if candidate is not None:
+                proposed.append(candidate)
+                most_worth = max(most_worth, candidate.worth)
         if len(costly) > 1:
             costly.sort(key=lambda source: -source.promise(worth, self._guessed_ms(worth)))
         for source in costly:
-            candidate = self._costly(stream, source, most, worth, found_worth)
+            candidate = self._costly(stream, source, most, worth, most_worth)
             if candidate is not None:
                 # What asking took is spent: now the better draft counts.
-                is_better = found is None or worth.best(candidate.chances)[1] > found_worth
-                return candidate if is_better else found
-        return found
+                proposed.append(candidate)
+                break
+        return _best(proposed, worth) if proposed else None
 
     def _costly(
         self, stream: Stream, source: _Source, most: int, worth: _Worth, other_worth: float
@@ -432,16 +437,17 @@ class Speculator:
             again_steps = min(max(again_steps, _LEAST_AGAIN_STEPS), _TRY_AGAIN_STEPS)
             if source.skipped < again_steps or other_worth > worth.plain:
                 return None
+            source.declined = _LEAST_AGAIN_STEPS  # asked to be tried
         if source.catches_up is not None and not self._caught_up(stream, source, source.catches_up, worth):
             return None
         source.skipped = 0
         if self._clock_ms is None:
             source.learn_cost(0.0)
-            return self._proposal(stream, source, most)
+            return self._proposal(stream, source, most, worth)
         # One that was not asked for long has a prompt to catch up with, once: not what it usually takes.
         is_usual = source.shown > 0 and len(stream.ids) - source.shown <= MOST_DRAFTED + 1
         started_ms = self._clock_ms()
-        candidate = self._proposal(stream, source, most)
+        candidate = self._proposal(stream, source, most, worth)
         spent_ms = self._clock_ms() - started_ms
         most_ms = _MOST_SLOWER * source.spent_ms(guessed_ms)
         source.learn_cost(min(spent_ms, most_ms) if is_usual else guessed_ms)
@@ -480,7 +486,7 @@ class Speculator:
         source.drafter.extend(stream.ids[source.shown :].tolist())
         source.shown = len(stream.ids)
 
-    def _proposal(self, stream: Stream, source: _Source, most: int) -> _Candidate | None:
+    def _proposal(self, stream: Stream, source: _Source, most: int, worth: _Worth) -> _Candidate | None:
         self._show(stream, source)
         proposal = source.drafter.propose(most)
         if proposal is not None and proposal.tokens and source.followed is not None:
@@ -496,7 +502,7 @@ class Speculator:
         for i, kind in enumerate(proposal.kinds):
             parent = i - 1 if proposal.parents is None else proposal.parents[i]
             chances.append(of_kinds[kind] * (1.0 if parent < 0 else chances[parent]))
-        return _Candidate(stream.number, source, proposal, tuple(chances))
+        return _Candidate(stream.number, source, proposal, tuple(chances), worth.best(chances)[1])
 
     def _sources_of(self, stream: Stream) -> list[_Source]:
         sources = self._sources.get(stream.number)
@@ -522,6 +528,19 @@ class Speculator:
         if source.skipped >= _TRY_AGAIN_STEPS:
             return False
         return all(source.chance(kind) <= least_chance for kind in range(len(source.of_all.kinds)))
+
+
+def _best(proposed: Sequence[_Candidate], worth: _Worth) -> _Candidate:
+    """The candidate that is worth most; where none is worth its cost, or for much longer than that, one that
+    has not been tried for long. The others were declined."""
+    if len(proposed) == 1:
+        return proposed[0]
+    best = max(proposed, key=lambda one: one.worth)
+    longer = 1 if best.worth <= worth.plain else _LONGER_BESIDE_BETTER
+    best = next((one for one in proposed if one.source.is_due(longer)), best)
+    for one in proposed:
+        one.source.declined += one is not best
+    return best
 
 
 def _allowed(proposal: Proposal, allowed: Callable[[Draft, int], AllowedDraft], most: int) -> Proposal:

@@ -8,7 +8,7 @@ is believed, so that overwritten answers can do no harm.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from stoker.speculation.drafter import Opening, Proposal
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-SIZES = (8, 5, 3)  # longest first
+SIZES = (3, 5, 8)  # shortest first
 POOL_TOKENS = 1 << 16  # of answers kept for each namespace: 256 kB, some hundred answers
 _PLACES_BITS = 17  # of each size: 512 kB, twice the tokens, so that few n-grams share a place
 MOST_POOLS = 16  # namespaces with a pool; the one that was not used for longest makes room
@@ -43,48 +43,49 @@ class AnswerPool:
         start, self._end = self._end, self._end + len(answer) + 1
         self._tokens[start : self._end - 1] = answer
         self._tokens[self._end - 1] = _SEPARATOR
-        for size, places in zip(SIZES, self._places, strict=True):
-            if len(answer) > size:
-                places[_slots(answer, size)] = np.arange(start + size, start + len(answer), dtype=np.int32)
+        for size, places, slots in zip(SIZES, self._places, _slots(answer), strict=True):
+            places[slots] = np.arange(start + size, start + len(answer), dtype=np.int32)
 
     def find(self, tail: list[int], most: int) -> Proposal | None:
         """At most so many tokens that followed the longest end of `tail` that is known."""
         found: tuple[int, int] | None = None  # kind, place
-        # Shortest first: mostly nothing is known, and where a short end is not, a longer one is not either.
-        for kind in range(len(SIZES) - 1, -1, -1):
+        # A longer end may stand where a shorter one was overwritten, so all are looked up.
+        for kind, slot in enumerate(_slots_of_ends(tail)):
             size = SIZES[kind]
-            if len(tail) < size:
-                break
-            end = tail[-size:]
-            place = int(self._places[kind][_slot(end)])
-            if place < size or self._tokens[place - size : place].tolist() != end:
-                break
-            found = kind, place
+            place = int(self._places[kind][slot])
+            if place < size or self._tokens[place - size : place].tolist() != tail[-size:]:
+                continue
+            if self._tokens[place] != _SEPARATOR:
+                found = kind, place
         if found is None:
             return None
         kind, place = found
         rest = self._tokens[place : place + most].tolist()
         if _SEPARATOR in rest:
             rest = rest[: rest.index(_SEPARATOR)]
-        return Proposal(rest, [2 * kind] + [2 * kind + 1] * (len(rest) - 1)) if rest else None
+        return Proposal(rest, [2 * kind] + [2 * kind + 1] * (len(rest) - 1))
 
 
-def _slots(tokens: Int32, size: int) -> Int64:
-    """For each n-gram that something follows, its place in the table: [len(tokens) - size]."""
-    count = len(tokens) - size
-    mixed = np.zeros(count, np.uint64)
+def _slots(tokens: Int32) -> Iterator[Int64]:
+    """For each size: of each n-gram that something follows, its place in the table: [len(tokens) - size], or
+    none. Tokens are mixed in from an n-gram's last to its first, so that a size goes on from the smaller."""
+    ends = len(tokens) - 1  # n-grams end at 0, 1, ... and are followed by a token
+    mixed = np.zeros(max(ends, 0), np.uint64)
     with np.errstate(over="ignore"):
-        for offset in range(size):
-            mixed = (mixed ^ tokens[offset : offset + count].astype(np.uint64)) * np.uint64(_MULTIPLIER)
-    return (mixed >> np.uint64(64 - _PLACES_BITS)).astype(np.int64)
+        for back in range(SIZES[-1]):
+            mixed = mixed[1:] if back else mixed
+            mixed = (mixed ^ tokens[: len(mixed)].astype(np.uint64)) * np.uint64(_MULTIPLIER)
+            if back + 1 in SIZES:
+                yield (mixed >> np.uint64(64 - _PLACES_BITS)).astype(np.int64)
 
 
-def _slot(tokens: Sequence[int]) -> int:
-    """The same of one n-gram."""
+def _slots_of_ends(tail: Sequence[int]) -> Iterator[int]:
+    """For each size: the place of the last n-gram of `tail`, as far as it is as long."""
     mixed = 0
-    for token in tokens:
+    for size, token in enumerate(reversed(tail), 1):
         mixed = ((mixed ^ token) * _MULTIPLIER) & _MASK64
-    return mixed >> (64 - _PLACES_BITS)
+        if size in SIZES:
+            yield mixed >> (64 - _PLACES_BITS)
 
 
 class SuffixDrafter:
@@ -101,20 +102,20 @@ class SuffixDrafter:
 
     def propose(self, most: int) -> Proposal | None:
         """See `Drafter`."""
-        return self._pool.find(self._tokens[-SIZES[0] :], most)
+        return self._pool.find(self._tokens[-SIZES[-1] :], most)
 
     def close(self) -> None:
         """The answer serves others from now on."""
-        if len(self._tokens) - self._prompt_tokens > SIZES[-1]:
+        if len(self._tokens) - self._prompt_tokens > SIZES[0]:
             # With the end of its prompt, so that a like question finds the answer's first words.
-            self._pool.add(self._tokens[max(self._prompt_tokens - SIZES[0], 0) :])
+            self._pool.add(self._tokens[max(self._prompt_tokens - SIZES[-1], 0) :])
 
 
 class SuffixDrafters:
     """A pool of answers for each namespace."""
 
     name = "suffix"
-    chances = (0.7, 0.85, 0.5, 0.7, 0.3, 0.55)  # by size, the first token and the others
+    chances = (0.3, 0.55, 0.5, 0.7, 0.7, 0.85)  # by size, the first token and the others
     passes = 0
     feature_tokens = 0
 

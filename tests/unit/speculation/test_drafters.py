@@ -8,9 +8,9 @@ import pytest
 from stoker.api.errors import RequestError
 from stoker.speculation import Features, Opening, drafters_of
 from stoker.speculation.lookahead import POOL_ENTRIES, WINDOW, LookaheadDrafter, NgramPool
-from stoker.speculation.ngram import SIZES, NgramDrafter
+from stoker.speculation.ngram import NgramDrafter
 from stoker.speculation.prediction import PredictionDrafters
-from stoker.speculation.suffix import POOL_TOKENS, AnswerPool, SuffixDrafters, _slot, _slots
+from stoker.speculation.suffix import POOL_TOKENS, SIZES, AnswerPool, SuffixDrafters, _slots, _slots_of_ends
 
 
 def test_ngrams_find_the_latest_continuation_of_the_longest_end() -> None:
@@ -58,9 +58,11 @@ def test_telling_it_piece_by_piece_is_the_same(pieces: int) -> None:
 
 def test_slots_of_all_are_those_of_each() -> None:
     tokens = np.random.default_rng(1).integers(0, 50_000, 100).astype(np.int32)
-    for size in (*SIZES, 8):
-        every = _slots(tokens, size).tolist()
-        assert every == [_slot(tokens[i : i + size].tolist()) for i in range(len(tokens) - size)]
+    of_all = [slots.tolist() for slots in _slots(tokens)]
+    of_each = [list(_slots_of_ends(tokens[:end].tolist())) for end in range(1, len(tokens))]
+    assert of_all == [[slots[kind] for slots in of_each if len(slots) > kind] for kind in range(len(SIZES))]
+    for few in range(SIZES[-1] + 2):
+        assert [len(slots) for slots in _slots(tokens[:few])] == [max(few - size, 0) for size in SIZES]
 
 
 def test_a_pool_finds_other_answers_and_never_runs_past_their_end() -> None:
@@ -72,6 +74,21 @@ def test_a_pool_finds_other_answers_and_never_runs_past_their_end() -> None:
     assert list(found.tokens) == [5, 6]
     assert pool.find([4, 5, 6], 10) is None
     assert pool.find([3], 10) is None
+
+
+def test_a_longer_match_stands_where_a_shorter_one_was_overwritten() -> None:
+    pool = AnswerPool()
+    answer = list(range(100, 140))
+    pool.add(answer)
+    slot = next(_slots_of_ends(answer[:20]))
+    pool._places[0][slot] = 3  # as an answer does whose 3-gram has the same slot
+    found = pool.find(answer[:20], 4)
+    assert found is not None
+    assert (list(found.tokens), list(found.kinds)) == (answer[20:24], [4, 5, 5, 5])
+    pool._places[2][list(_slots_of_ends(answer[:20]))[2]] = 40  # and of the longest nothing is left
+    found = pool.find(answer[:20], 4)
+    assert found is not None
+    assert (list(found.tokens), list(found.kinds)) == (answer[20:24], [2, 3, 3, 3])
 
 
 def test_a_pool_is_bounded_and_old_places_are_not_believed() -> None:

@@ -221,6 +221,59 @@ def test_a_drafter_that_was_wrong_for_long_is_asked_again_soon() -> None:
     assert asked[1199] - asked[1099] == 100, "its luck has changed"
 
 
+class OneTokenDrafters(CountingDrafters):
+    """Always proposes the same token, at a time of its own."""
+
+    chances = (0.6,)
+
+    def __init__(self, name: str, token: int, *, passes: int = 0, chance: float = 0.6) -> None:
+        super().__init__(name)
+        self.token, self.passes, self.chances = token, passes, (chance, 0.9)
+
+    def open(self, opening: Opening) -> OneTokenDrafters:
+        return self
+
+    def propose(self, most: int) -> Proposal | None:
+        self.asked += 1
+        return Proposal([self.token] * min(most, 3), [0] * min(most, 3))
+
+
+@pytest.mark.parametrize("beside", [0, 1, 4])
+@pytest.mark.parametrize("passes", [0, 3])
+def test_nobody_waits_for_ever_behind_one_whose_proposals_are_not_worth_it(passes: int, beside: int) -> None:
+    """The good one is wrong for 150 steps, and right from then on."""
+    good = OneTokenDrafters("good", 1, passes=passes)
+    worthless = OneTokenDrafters("worthless", 2, chance=0.02)
+    ticks = count()
+    speculator = Speculator([worthless, good], Cost(10, 1.0), clock_ms=lambda: 0.1 * next(ticks))
+    number_of = 1 + beside
+    verified = []
+    for step in range(600):
+        chosen = speculator.draft(streams(number_of), most_tokens=64)
+        for number, tokens in chosen.items():
+            assert isinstance(tokens, tuple)
+            right = tokens[0] == 1 and step >= 150
+            if right and number == 0:
+                verified.append(step)
+            speculator.judge(number, len(tokens), range(len(tokens)) if right else ())
+    assert verified[0] < 150 + 128 + 8, "it is tried, in due time"
+    assert verified[-100:] == list(range(500, 600)), "and preferred when it is known"
+
+
+def test_who_is_better_by_far_is_found_behind_one_whose_drafts_pay() -> None:
+    good = OneTokenDrafters("good", 1, chance=0.05)
+    speculator = Speculator([OneTokenDrafters("fair", 2), good], Cost(10, 1.0))
+    verified = []
+    for step in range(1200):
+        (tokens,) = speculator.draft(streams(1), most_tokens=64).values()
+        assert isinstance(tokens, tuple)
+        if tokens[0] == 1:
+            verified.append(step)
+        speculator.judge(0, len(tokens), range(len(tokens) if tokens[0] == 1 else 1))
+    assert verified[0] >= 900, "a try costs a draft that would have paid"
+    assert len(verified) > 2
+
+
 def test_one_slow_answer_of_a_drafter_does_not_make_it_dear() -> None:
     now_ms = [0.0]
     took_ms = [0.5]
