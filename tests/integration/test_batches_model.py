@@ -142,7 +142,7 @@ def test_a_server_that_is_killed_loses_and_repeats_nothing(smollm2_path: Path, t
 @pytest.mark.slow
 def test_every_call_of_the_sdk(smollm2_path: Path, tmp_path: Path) -> None:
     with serving(smollm2_path, str(tmp_path / "state.db"), tmp_path) as (client, _):
-        texts = lines_of(3, max_tokens=4)
+        texts = lines_of(3, max_tokens=4, ignore_eos=True)
         first = create(client, [*texts, {**texts[0], "custom_id": "bad", "body": {"messages": []}}])
         batch = wait_for(client, first.id, lambda batch: batch.status == "completed")
         assert batch.request_counts.failed == 1
