@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +39,9 @@ _KEYS = {
     "Home": "\ue011",
 }
 _DRIVER_START_S = 20
+# The driver takes a free port of IPv6 and ends where the same number of IPv4 is in use, also by a client's
+# connection, of which other tests have many.
+_DRIVER_STARTS = 10
 _COMMAND_S = 60
 
 
@@ -56,12 +60,9 @@ class Browser:
     def __init__(self) -> None:
         browser, driver = needed_programs()
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # it dies a moment after us
-        self._driver = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._url = ""
+        self._driver, port = _started(driver)
+        self._url = f"http://127.0.0.1:{port}"
         try:
-            self._url = f"http://127.0.0.1:{self._driver_port()}"
             self._url += self._open_session(browser)
             self.open(
                 "about:blank"
@@ -180,17 +181,6 @@ class Browser:
         self._driver.stdout.close()
         self._profile.cleanup()
 
-    def _driver_port(self) -> int:
-        assert self._driver.stdout is not None
-        end = time.monotonic() + _DRIVER_START_S
-        while time.monotonic() < end:
-            line = self._driver.stdout.readline()
-            if found := re.search(r"started successfully on port (\d+)", line):
-                return int(found.group(1))
-            if not line:
-                break
-        raise AssertionError("chromedriver did not start")
-
     def _element(self, selector: str) -> str:
         found = self._command("POST", "/element", {"using": "css selector", "value": selector})
         return str(next(iter(found.values())))
@@ -217,6 +207,30 @@ class Browser:
         except urllib.error.HTTPError as error:
             said = json.load(error)["value"]
             raise AssertionError(f"{method} {path}: {said['error']}: {said['message']}") from None
+
+
+def _started(driver: str) -> tuple[subprocess.Popen[str], int]:
+    """A running driver and the port it listens on."""
+    said = ""
+    for _ in range(_DRIVER_STARTS):
+        process = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout is not None
+        timer = threading.Timer(_DRIVER_START_S, process.kill)
+        timer.start()
+        said = ""
+        for line in process.stdout:  # ends with the process
+            said += line
+            if found := re.search(r"started successfully on port (\d+)", line):
+                timer.cancel()
+                return process, int(found.group(1))
+        timer.cancel()
+        process.wait()
+        process.stdout.close()
+        if "port not available" not in said:
+            break
+    raise AssertionError(f"chromedriver did not start; it said:\n{said}")
 
 
 def write_png(path: Path, png: bytes) -> None:
