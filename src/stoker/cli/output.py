@@ -6,11 +6,14 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from stoker.api.errors import RequestError
+
+_LINE_EVERY_S = 30  # of progress in a log: what takes less says nothing on its way
 
 
 def prepare_streams() -> None:
@@ -91,9 +94,12 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr for steps of unlike length; yields `update(done, total, what is under way)`."""
+    """A bar on stderr for steps of unlike length; yields `update(done, total, what is under way)`.
+
+    Without a terminal a line now and then, so that the log of a training of hours says how far it is.
+    """
     if not sys.stderr.isatty():
-        yield lambda done, total, under_way: None
+        yield _lines_now_and_then(title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -106,6 +112,19 @@ def step_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=f"{title}: {under_way}")
 
         yield update
+
+
+def _lines_now_and_then(title: str) -> Callable[[int, int, str], None]:
+    """`update` of step_progress for a log."""
+    due = time.monotonic() + _LINE_EVERY_S
+
+    def update(done: int, total: int, under_way: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _LINE_EVERY_S
+            say(f"{title}: {under_way}, {done} of {total}")
+
+    return update
 
 
 def printable(text: str) -> str:
