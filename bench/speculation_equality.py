@@ -87,10 +87,10 @@ class Asked:
     steps: int
 
 
-def read_prompts(lines: Iterable[str], limit: int | None) -> list[str]:
-    """The prompts of a JSONL file, at most `limit`. Raises `ValueError` with the number of a bad line."""
+def read_prompts(text: str, limit: int | None) -> list[str]:
+    """The prompts of a JSONL file's text, at most `limit`. Raises `ValueError` naming a bad line."""
     found: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # only these: JSON may hold U+2028 as it is
         if limit is not None and len(found) == limit:
             break
         if not line.strip():
@@ -247,7 +247,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def main() -> int:
     """Compare, and say how it went; the exit status."""
     options = _options()
-    prompts = read_prompts(options.prompts.read_text(encoding="utf-8").splitlines(), options.limit)
+    prompts = read_prompts(options.prompts.read_text(encoding="utf-8"), options.limit)
     load = LoadOptions(
         threads=options.threads, draft_head=options.draft_head, draft_model=options.draft_model
     )

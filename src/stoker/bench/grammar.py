@@ -78,7 +78,7 @@ def measure_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, progress: 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file. Raises RequestError naming the line that is none."""
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split("\n")  # only these: JSON may hold U+2028 as it is
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):

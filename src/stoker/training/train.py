@@ -180,7 +180,7 @@ def read_questions(path: Path) -> tuple[str, ...]:
     Raises `RequestError` for a file that cannot be read or has none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # only these: JSON may hold U+2028 as it is
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read: {error}; allowed: prompts as UTF-8 text") from error
     found = tuple(filter(None, (_question(line.strip()) for line in lines)))

@@ -54,6 +54,12 @@ def test_nothing_to_measure_has_no_share() -> None:
     assert result["mask_us_p99"] is None
 
 
+def test_a_line_ends_where_json_says_it_does(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"name": "a\u2028b", "schema": {}, "tests": []}\n', encoding="utf-8")
+    assert [row["name"] for row in read_rows(file)] == ["a\u2028b"]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -18,14 +18,15 @@ def test_prompts_are_the_lines_that_have_one() -> None:
         '{"turns": ["b"]}',
         '{"prompt": ""}',
         '["c"]',
-        '{"prompt": "d"}',
+        '{"prompt": "d\u2028e"}',  # as it is: JSON allows it
     ]
-    assert read_prompts(lines, None) == ["a", "d"]
-    assert read_prompts(lines, 1) == ["a"]
+    text = "\r\n".join(lines)
+    assert read_prompts(text, None) == ["a", "d\u2028e"]
+    assert read_prompts(text, 1) == ["a"]
     with pytest.raises(ValueError, match="line 2 is not JSON"):
-        read_prompts(['{"prompt": "a"}', "{"], None)
+        read_prompts('{"prompt": "a"}\n{', None)
     with pytest.raises(ValueError, match="no line"):
-        read_prompts(['{"turns": ["b"]}'], None)
+        read_prompts('{"turns": ["b"]}', None)
 
 
 def asked(*token_ids: list[int], ends: str = "stop", drafted: int = 0) -> Asked:

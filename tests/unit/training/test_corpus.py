@@ -35,8 +35,10 @@ def test_lines_that_are_no_conversation_are_named(tmp_path: Path, bad: bytes) ->
 
 def test_prompts_are_lines_or_objects(tmp_path: Path) -> None:
     path = tmp_path / "prompts"
-    path.write_text('What is soot?\n\n{"prompt": "Why coal?"}\n{"other": 1}\n{not json\n', encoding="utf-8")
-    assert read_questions(path) == ("What is soot?", "Why coal?", "{not json")
+    path.write_text(
+        'What is soot?\n\n{"prompt": "Why\u2028coal?"}\n{"other": 1}\n{not json\n', encoding="utf-8"
+    )
+    assert read_questions(path) == ("What is soot?", "Why\u2028coal?", "{not json")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b'{"prompt": 3}\n', b"\xff\xff"])
