@@ -53,6 +53,9 @@ _TOO_DEAR_STEPS = 8  # until that is computed again: it takes 30 us, and changes
 # steps between asks a head that had no luck for a while was as good as lost: a quarter of the speed.
 _TRY_SHARE = 0.01
 _LEAST_AGAIN_STEPS = 16
+# A rest that others' answers brought about ends for a prediction, where at least one stream in so many has
+# one: it is said to be right, and an answer of some hundred tokens could be over before the rest is.
+_PREDICTED_SHARE = 4
 _LONGER_BESIDE_BETTER = 8  # where another one's drafts pay meanwhile: a try is a step without these
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
@@ -300,9 +303,11 @@ class Speculator:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
-    def may_pay(self, streams: int) -> bool:
-        """Whether any draft could be worth its cost beside so many streams. To be asked once before each
-        step. Quick: mostly none is."""
+    def may_pay(self, streams: int, predicted: int = 0) -> bool:
+        """Whether any draft could be worth its cost beside so many streams, so many of which came with a
+        prediction and have not been drafted for. To be asked once before each step. Quick: mostly none is."""
+        if predicted * _PREDICTED_SHARE >= streams:
+            self._profit.end_rest(streams)
         if not self._profit.pays(streams):
             return False
         steps = self._too_dear.get(streams, 0)

@@ -90,6 +90,17 @@ def test_what_is_too_dear_is_not_computed_in_each_step() -> None:
     assert speculator.may_pay(4)  # of other numbers that says nothing
 
 
+def test_a_prediction_does_not_wait_for_the_end_of_a_rest() -> None:
+    speculator = Speculator([CountingDrafters()], Cost(10, 0.1))
+    for _ in range(16):
+        assert speculator.may_pay(8)
+        speculator.learn_profit(8, -1.0)
+    assert not speculator.may_pay(8)
+    assert not speculator.may_pay(8, predicted=1), "seven would pay for one"
+    assert speculator.may_pay(8, predicted=2)
+    assert speculator.may_pay(8), "and it is drafting that goes on"
+
+
 def test_the_better_of_two_is_asked() -> None:
     good, bad = CountingDrafters("good"), CountingDrafters("bad")
     speculator = Speculator([bad, good], Cost(10, 0.1))
