@@ -51,11 +51,12 @@ class Profit:
         account = self._accounts.get(_about(streams))
         return account is not None and account.rest > 0
 
-    def end_rest(self, streams: int) -> None:
-        """Something is new: try now. Where that loses too, the next rest is as long as it would have been."""
+    def try_anew(self, streams: int) -> None:
+        """Something is new: what was lost before says nothing of it. Where it loses too, the next rest is as
+        long as it would have been."""
         account = self._accounts.get(_about(streams))
         if account is not None:
-            account.rest = 0
+            account.saved, account.steps, account.rest = 0.0, 0, 0
 
     def learn(self, streams: int, saved: float) -> None:
         """A step in which drafts were looked for saved so much, in parts of a plain step of these streams;

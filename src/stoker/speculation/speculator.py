@@ -307,7 +307,7 @@ class Speculator:
         """Whether any draft could be worth its cost beside so many streams, so many of which came with a
         prediction and have not been drafted for. To be asked once before each step. Quick: mostly none is."""
         if predicted * _PREDICTED_SHARE >= streams:
-            self._profit.end_rest(streams)
+            self._profit.try_anew(streams)
         if not self._profit.pays(streams):
             return False
         steps = self._too_dear.get(streams, 0)

@@ -59,17 +59,16 @@ def test_beside_many_streams_the_first_rest_is_longer() -> None:
         assert profit.pays(streams)
 
 
-def test_a_rest_that_is_ended_is_no_shorter_the_next_time() -> None:
+def test_what_is_tried_anew_forgets_what_was_lost_but_not_how_often() -> None:
     profit = Profit()
-    tried = drafted(profit, 1, -1.0, 64 + 64)
-    assert tried == 64
-    profit.end_rest(2)  # of another number
-    profit.end_rest(9)  # nothing is known of it
-    assert profit.pays(1)  # the rest of 64 is over
-    profit.learn(1, -1.0)
-    assert drafted(profit, 1, -1.0, 63) == 63
+    assert drafted(profit, 1, -1.0, 64 + 63) == 64
     assert profit.rests(1)
-    profit.end_rest(1)
-    assert drafted(profit, 1, -1.0, 64) == 64, "a whole try"
-    assert drafted(profit, 1, -1.0, 256) == 0, "and twice the rest"
-    assert profit.pays(1)
+    profit.try_anew(2)  # another number
+    profit.try_anew(9)  # nothing is known of it
+    assert profit.rests(1)
+    profit.try_anew(1)
+    assert drafted(profit, 1, -1.0, 50) == 50
+    profit.try_anew(1)
+    assert drafted(profit, 1, -1.0, 64 + 127) == 64, "a whole try, and twice the rest"
+    assert profit.rests(1)
+    assert drafted(profit, 1, 0.1, 100) == 99
