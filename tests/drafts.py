@@ -103,7 +103,7 @@ class TreeSpeculator:
         self.accepted_tokens = 0
         self.drafting_ms = 0.0
 
-    def may_pay(self, streams: int, predicted: int = 0) -> bool:
+    def may_pay(self, streams: int, predicted: Sequence[int] = ()) -> bool:
         return True
 
     def would_look(self, streams: int) -> bool:

@@ -28,13 +28,10 @@ _UNSEEN: Final = 0.2**2
 _UNKNOWN_PACE: Final = 100.0
 _MOST_DEVIATIONS: Final = 3.0  # a step that is further off tells of the machine, not of its size
 _FIRST_STEPS: Final = 4  # observations before the pace is believed
-# A size that seemed dear, as its first steps fell into a slow moment, is not asked for again: in one run of
-# some ten, drafts of three were given up for good after four steps, and answers took a fifth longer. So after
-# so many steps without it, for each time that it was seen, it is as if it had not been. With 128 for one that
-# was seen once, a slow step cost one answer of forty all its drafts.
-_REMEMBERED_STEPS: Final = 8
-_MOST_TIMES: Final = 16
-_SAME: Final = 0.2  # of a logarithm: what was forgotten and is again about as dear was no slow moment
+# A size that seemed dear, as its first steps fell into a slow moment, is not asked for again:
+# in one run of some ten, drafts of three were given up for good after four steps, and answers took a fifth
+# longer. After so many steps without it, it is as if it had not been seen.
+_FORGOTTEN_STEPS: Final = 128
 
 
 class _Kind(NamedTuple):
@@ -59,18 +56,6 @@ class _Estimate:
         self.variance *= 1.0 - gain
 
 
-@dataclass(slots=True)
-class _Peculiar:
-    """What is known of a kind: the logarithm of what it takes by what its shape says."""
-
-    estimate: _Estimate
-    seen_at: int = 0  # step
-    times: int = 0  # that it was seen, the last of them in a row or about as dear
-
-    def is_forgotten(self, at_step: int) -> bool:
-        return at_step - self.seen_at > _REMEMBERED_STEPS * self.times
-
-
 class DecodeCost:
     """Milliseconds of a decode step = pace · shape of its size · what is peculiar to that size here.
 
@@ -82,7 +67,8 @@ class DecodeCost:
 
     def __init__(self) -> None:
         self._pace = _Estimate(0.0, _UNKNOWN_PACE)
-        self._kinds: dict[_Kind, _Peculiar] = {}
+        self._kinds: dict[_Kind, _Estimate] = {}
+        self._seen: dict[_Kind, int] = {}  # at which step a kind was seen last, in this order
         self._steps = 0
         self._predicted_ms: dict[_Kind, float] = {}  # until the next observation
 
@@ -97,31 +83,24 @@ class DecodeCost:
             return
         kind = _Kind(plan.tokens > len(plan.chunks), tiled(plan.tokens))
         pace = self._pace
-        dearer = math.log(elapsed_ms / _shape(kind.size)) - pace.mean
-        own = self._seen_again(kind, dearer)
+        own = self._kinds.get(kind)
+        if own is None:
+            own = self._kinds[kind] = _Estimate(self._peculiar(kind), _UNSEEN if self._kinds else _SIZE_DRIFT)
         pace.variance += _PACE_DRIFT
         own.variance += _SIZE_DRIFT
         variance = pace.variance + own.variance + _NOISE
+        error = math.log(elapsed_ms / _shape(kind.size)) - pace.mean - own.mean
         most = _MOST_DEVIATIONS * math.sqrt(variance)
-        error = min(max(dearer - own.mean, -most), most)
+        error = min(max(error, -most), most)
         own.learn(error, variance)
         pace.learn(error, variance)
-        self._predicted_ms.clear()
-
-    def _seen_again(self, kind: _Kind, dearer: float) -> _Estimate:
-        """What was known of a kind before the step that has just run, which was so much dearer than its shape
-        says."""
-        own = self._kinds.get(kind)
-        if own is None:
-            variance = _UNSEEN if self._kinds else _SIZE_DRIFT
-            own = self._kinds[kind] = _Peculiar(_Estimate(self._peculiar(kind), variance))
-        elif own.is_forgotten(self._steps):
-            if abs(dearer - own.estimate.mean) > _SAME:
-                own.times = 0
-            own.estimate.variance = _UNSEEN
         self._steps += 1
-        own.seen_at, own.times = self._steps, min(own.times + 1, _MOST_TIMES)
-        return own.estimate
+        self._seen.pop(kind, None)
+        self._seen[kind] = self._steps
+        oldest = next(iter(self._seen))
+        if self._steps - self._seen[oldest] > _FORGOTTEN_STEPS:
+            del self._seen[oldest], self._kinds[oldest]
+        self._predicted_ms.clear()
 
     def predict_ms(self, tokens: int, *, streams: int = 1) -> float:
         """A step of so many tokens; those beyond one a stream are drafted."""
@@ -136,14 +115,14 @@ class DecodeCost:
         """The logarithm of what it takes by what its shape says; unseen, that of the size next to it, with or
         without drafts as it is, if any such was seen."""
         own = self._kinds.get(kind)
-        if own is not None and not own.is_forgotten(self._steps):
-            return own.estimate.mean
+        if own is not None:
+            return own.mean
         near = min(
-            (other for other, known in self._kinds.items() if not known.is_forgotten(self._steps)),
+            self._kinds,
             key=lambda other: (other.drafted is not kind.drafted, abs(other.size - kind.size), other.size),
             default=None,
         )
-        return 0.0 if near is None else self._kinds[near].estimate.mean
+        return 0.0 if near is None else self._kinds[near].mean
 
 
 def is_decode_only(plan: StepPlan) -> bool:

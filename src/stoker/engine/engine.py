@@ -273,7 +273,7 @@ class Engine:
         if not decoding:  # prompts are under way: are their states wanted, once they are streams?
             self._keep_features(speculator.would_look(self.scheduler.running))
             return {}
-        predicted = sum(1 for one in decoding if one.prediction and one.opening is None)
+        predicted = [one.number for one in decoding if one.prediction]
         pays = speculator.may_pay(len(decoding), predicted)
         self._keep_features(pays)
         if not pays:

@@ -48,14 +48,16 @@ _MARGIN = 1.2
 # Where only tokens that are nearly certain pay, they bring less than looking for them costs: at 16 streams
 # and more of SmolLM2 on two cores, drafting and asking made answers 2 to 15 % slower.
 _MOST_NEEDED = 0.55
+# Where at least one stream in so many has a prediction, which is said to be right, a rest that others'
+# answers brought about ends: a few hundred tokens could be over before it does. And nearly certain tokens are
+# there: in one run of some ten nothing was looked for as 56 to 58 % seemed to be needed, after one slow step.
+_PREDICTED_SHARE = 4
+_MOST_NEEDED_PREDICTED = 0.8
 _TOO_DEAR_STEPS = 8  # until that is computed again: it takes 30 us, and changes slowly
 # One that runs a model is asked again sooner, if that takes no more than this share of the time: with 128
 # steps between asks a head that had no luck for a while was as good as lost: a quarter of the speed.
 _TRY_SHARE = 0.01
 _LEAST_AGAIN_STEPS = 16
-# A rest that others' answers brought about ends for a prediction, where at least one stream in so many has
-# one: it is said to be right, and an answer of some hundred tokens could be over before the rest is.
-_PREDICTED_SHARE = 4
 _LONGER_BESIDE_BETTER = 8  # where another one's drafts pay meanwhile: a try is a step without these
 _LOOK_AGAIN_STEPS = 8  # divides _TRY_AGAIN_STEPS
 _MOST_CHANCE = 0.995
@@ -303,11 +305,14 @@ class Speculator:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
-    def may_pay(self, streams: int, predicted: int = 0) -> bool:
-        """Whether any draft could be worth its cost beside so many streams, so many of which came with a
-        prediction and have not been drafted for. To be asked once before each step. Quick: mostly none is."""
-        if predicted * _PREDICTED_SHARE >= streams:
-            self._profit.try_anew(streams)
+    def may_pay(self, streams: int, predicted: Sequence[int] = ()) -> bool:
+        """Whether any draft could be worth its cost beside so many streams, these of which came with a
+        prediction. To be asked once before each step. Quick: mostly none is."""
+        most_needed = _MOST_NEEDED
+        if len(predicted) * _PREDICTED_SHARE >= streams:
+            most_needed = _MOST_NEEDED_PREDICTED
+            if any(number not in self._sources for number in predicted):
+                self._profit.try_anew(streams)
         if not self._profit.pays(streams):
             return False
         steps = self._too_dear.get(streams, 0)
@@ -315,7 +320,7 @@ class Speculator:
             self._too_dear[streams] = steps - 1
             return False
         self._worth = _Worth(self._cost, streams)
-        if self._worth.least_chance() < _MOST_NEEDED:
+        if self._worth.least_chance() < most_needed:
             return True
         self._too_dear[streams] = _TOO_DEAR_STEPS
         return False

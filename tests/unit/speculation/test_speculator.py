@@ -96,9 +96,27 @@ def test_a_prediction_does_not_wait_for_the_end_of_a_rest() -> None:
         assert speculator.may_pay(8)
         speculator.learn_profit(8, -1.0)
     assert not speculator.may_pay(8)
-    assert not speculator.may_pay(8, predicted=1), "seven would pay for one"
-    assert speculator.may_pay(8, predicted=2)
+    assert not speculator.may_pay(8, predicted=[3]), "seven would pay for one"
+    assert speculator.may_pay(8, predicted=[3, 4])
     assert speculator.may_pay(8), "and it is drafting that goes on"
+
+
+def test_for_a_prediction_dearer_guesses_are_looked_for() -> None:
+    cost = Cost(9.0, 3.0)  # 0.69 of a token must be right, of four streams
+    assert not Speculator([CountingDrafters()], cost).may_pay(4)
+    assert Speculator([CountingDrafters()], cost).may_pay(4, predicted=[0])
+    cost.token_ms = 5.0  # 0.83
+    assert not Speculator([CountingDrafters()], cost).may_pay(4, predicted=[0])
+
+
+def test_only_a_new_prediction_begins_a_new_try() -> None:
+    speculator = Speculator([CountingDrafters()], Cost(10, 0.1))
+    speculator.draft(streams(1), most_tokens=16)  # it is known from now on
+    for _ in range(64):
+        assert speculator.may_pay(1, predicted=[0])
+        speculator.learn_profit(1, -1.0)
+    assert not speculator.may_pay(1, predicted=[0])
+    assert speculator.may_pay(1, predicted=[1])
 
 
 def test_the_better_of_two_is_asked() -> None:
