@@ -90,3 +90,19 @@ def test_what_drafters_learn_is_a_tenants_own() -> None:
     namespaces = [opening.namespace for opening in drafters.opened]
     assert len(namespaces) == 3
     assert len(set(namespaces)) == 2
+
+
+def test_a_prediction_ends_the_rest_of_drafting() -> None:
+    drafters = Failing(good=1000)
+    engine = engine_with([drafters])
+    speculator = engine._speculator
+    assert speculator is not None
+    greedy = SamplingParams(temperature=0, max_tokens=12)
+    for prediction, opened in (((), 0), ((7, 7, 7), 1)):
+        for _ in range(64):
+            speculator.learn_profit(1, -1.0)  # what others' drafts lost
+        standing = Standing(prediction=prediction)
+        engine.add(str(opened), [1, 2, 3], greedy, seed=0, standing=standing)
+        while engine.busy:
+            engine.step()
+        assert len(drafters.opened) == opened
